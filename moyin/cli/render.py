@@ -42,6 +42,10 @@ def render(
     priority: Annotated[
         int | None, typer.Option(min=1, max=5, help="1 goes first, 5 last; 3 is normal.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse a graph with an invalid output beside valid ones."),
+    ] = False,
     show: ShowPictures = True,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +63,8 @@ def render(
         body["inputs"] = dict(map(_parse_input, inputs))
     if pool is not None:
         body["pool"] = pool
+    if strict:
+        body["strict"] = True
 
     async def render_and_save(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
         if is_editor_format(body.get("workflow", {})):
@@ -148,6 +154,7 @@ async def submit_and_follow(
     job = await gateway.call("POST", "/jobs", body)
     if not is_quiet:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
+    _print_node_errors(job.get("node_errors", {}))
     ended_job = await follow_job(gateway, job["id"], shows_bar=not is_quiet)
     if ended_job["error"]:
         job_error = ended_job["error"]
@@ -155,3 +162,19 @@ async def submit_and_follow(
     elif ended_job["status"] != "succeeded":
         errors.print(f"[yellow]the job is {ended_job['status']}[/]")
     return ended_job
+
+
+def _print_node_errors(node_errors: dict[str, Any]) -> None:
+    """Print the invalid nodes of an accepted job, whose outputs are not rendered.
+
+    Args:
+        node_errors: the member of the response, which servers of earlier versions do not send.
+    """
+    for node_id, node_error in node_errors.items():
+        error = next(iter(node_error["errors"]), {"message": "invalid", "details": ""})
+        errors.print(
+            f"node {node_id} ({node_error['class_type']}) is not rendered: {error['message']}: "
+            f"{error['details']}",
+            style="yellow",
+            markup=False,
+        )

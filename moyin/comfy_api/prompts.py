@@ -26,6 +26,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import find_file_names, make_input_name, replace_inputs
+from moyin.render.protocol.node_errors import summarize_node_errors
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore, build_submitter_condition
@@ -165,6 +166,7 @@ class ComfyPrompts:
         job, _ = await self.service.submit(
             caller, spec, idempotency_key=idempotency_key, prompt_id=body.prompt_id, is_validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
+            node_errors=summarize_node_errors(validation.get("node_errors")),
         )  # fmt: skip
         return {
             "prompt_id": job.prompt_id,

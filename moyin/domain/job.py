@@ -209,6 +209,8 @@ class Job:
             None if it chose none.
         cancel_requested_by: the user, key or service that first requested to cancel the current
             attempt, which may still run, or may have ended otherwise.
+        node_errors: the nodes that ComfyUI found invalid when it accepted the graph, whose outputs
+            are not executed: ComfyUI's errors by node id; in a pipeline by ``steps.<index>.<id>``.
     """
 
     id: str
@@ -236,6 +238,7 @@ class Job:
     render_steps: tuple[int, ...] = ()
     cancel_requested_by: Canceller | None = None
     chosen_id: str | None = None
+    node_errors: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt_id(self) -> str:

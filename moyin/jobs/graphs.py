@@ -13,7 +13,13 @@ from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
-from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
+from moyin.errors import (
+    ArtifactNotFound,
+    InputNotFound,
+    InvalidGraph,
+    InvalidRequest,
+    NodeNotAllowed,
+)
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.render.protocol.graph import (
     find_artifact_ids,
@@ -21,6 +27,7 @@ from moyin.render.protocol.graph import (
     make_missing_error,
     replace_inputs,
 )
+from moyin.render.protocol.node_errors import MAX_NODES, summarize_node_errors
 from moyin.store.artifacts import ArtifactStore
 from moyin.system.heavy_work import run_aside
 
@@ -66,19 +73,27 @@ class GraphChecker:
         if graphs:
             await self._guard.check_size(submitter, graphs)
 
-    async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Check the graphs of a new job, and return the job with a permitted pool for each render.
+    async def check_new_job(
+        self, submitter: Identity, spec: JobSpec, *, is_strict: bool = False
+    ) -> tuple[JobSpec, Mapping[str, Any]]:
+        """Check the graphs of a new job.
+
+        Args:
+            is_strict: True to refuse a graph that has an invalid output beside valid ones.
+
+        Returns:
+            The job with a permitted pool for each render, and its `Job.node_errors`.
 
         Raises:
             InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
                 ``class_type`` of a node is a reference to an earlier step.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: ComfyUI's validation rejects a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph, or, if ``is_strict`` is True, an
+                output of it.
         """
         spec = await self._assign_pools(submitter, spec)
-        await self._check_graphs(submitter, spec)
-        return spec
+        return spec, await self._check_graphs(submitter, spec, is_strict=is_strict)
 
     async def check_retried_job(self, caller: Identity, spec: JobSpec) -> None:
         """Check that the caller may still use the pools and nodes of an accepted job.
@@ -117,8 +132,15 @@ class GraphChecker:
             steps.append(step)
         return replace(spec, steps=tuple(steps))
 
-    async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
-        """Check every graph of the job, and let ComfyUI validate the representative graphs."""
+    async def _check_graphs(
+        self, submitter: Identity, spec: JobSpec, *, is_strict: bool
+    ) -> Mapping[str, Any]:
+        """Check every graph of the job, and let ComfyUI validate the representative graphs.
+
+        Returns:
+            The invalid nodes that ComfyUI reports for graphs that it accepts.
+        """
+        node_errors: dict[str, Any] = {}
         representative_indexes = set(select_representative_steps(spec))
         artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
@@ -140,8 +162,18 @@ class GraphChecker:
             if not is_fully_checked or index not in representative_indexes:
                 continue
             graph_to_validate = await run_aside(_build_final_graph, spec, index, artifacts)
-            if graph_to_validate is not None:
-                await self._validator.validate(step.pool, graph_to_validate, owner=submitter.owner)
+            if graph_to_validate is None:
+                continue
+            response = await self._validator.validate(
+                step.pool, graph_to_validate, owner=submitter.owner
+            )
+            step_errors = summarize_node_errors(response.get("node_errors"))
+            if step_errors and is_strict:
+                raise _new_strict_error(f"{prefix}{_get_graph_member(step)}", response)
+            for node_id, node_error in step_errors.items():
+                if len(node_errors) < MAX_NODES:
+                    node_errors.setdefault(prefix + node_id, node_error)
+        return node_errors
 
     async def _check_graph(
         self,
@@ -291,6 +323,37 @@ def _find_artifact_field(step: Step, artifact_id: str) -> str:
         return "workflow"
     names = (name for name, value in step.inputs.items() if artifact_id in str(value))
     return f"inputs.{next(names, '')}".rstrip(".")
+
+
+def _get_graph_member(step: Step) -> str:
+    """Return the member of the step's request from which its graph comes."""
+    return "workflow" if step.template is None else "template"
+
+
+def _new_strict_error(field: str, response: Mapping[str, Any]) -> InvalidGraph:
+    """Return the error for a graph of a strict job that has invalid outputs.
+
+    Args:
+        field: the field of the request that has the graph.
+        response: ComfyUI's response to the graph, which has ``node_errors``.
+    """
+    node_errors = response["node_errors"]
+    node_id, node_error = next(iter(summarize_node_errors(node_errors).items()))
+    error = next(iter(node_error["errors"]), {"message": "the node is invalid", "details": ""})
+    return InvalidGraph(
+        f"{field}: node {node_id!r} ({node_error['class_type']}): {error['message']}: "
+        f"{error['details']}; correct it, or omit `strict` to render the valid outputs only",
+        field=field,
+        details={
+            "error": {
+                "type": "prompt_outputs_failed_validation",
+                "message": "Prompt outputs failed validation",
+                "details": "",
+                "extra_info": {},
+            },
+            "node_errors": node_errors,
+        },
+    )
 
 
 def _find_request_field(step: Step, graph: Mapping[str, Any], graph_path: str) -> str:

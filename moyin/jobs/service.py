@@ -36,6 +36,7 @@ from moyin.jobs.protocol.request_to_domain import (
     compute_fingerprint,
     is_batch,
     parse_job_body,
+    requires_valid_outputs,
     to_job_spec,
 )
 from moyin.jobs.protocol.response import build_status_event
@@ -141,6 +142,7 @@ class JobService:
                     idempotency_key=idempotency_key,
                     fingerprint=fingerprint,
                     priority_field="priority" if "priority" in request.model_fields_set else None,
+                    is_strict=requires_valid_outputs(request),
                 )
 
     async def submit(
@@ -153,6 +155,8 @@ class JobService:
         prompt_id: str | None = None,
         is_validated: bool = False,
         priority_field: str | None = None,
+        is_strict: bool = False,
+        node_errors: Mapping[str, Any] | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job, which runs with the submitter's rights.
 
@@ -167,6 +171,8 @@ class JobService:
             priority_field: the request's field that sets the priority, or None if no field does.
                 Without such a field, a forbidden priority of ``spec`` is replaced by the best
                 permitted priority.
+            is_strict: True to refuse a graph that has an invalid output beside valid ones.
+            node_errors: the job's `Job.node_errors` if ``is_validated`` is True.
 
         Returns:
             The job, and True unless an earlier request with ``idempotency_key`` created it.
@@ -180,7 +186,8 @@ class JobService:
             AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: ComfyUI's validation rejects a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph, or, if ``is_strict`` is True, an
+                output of it.
             IdempotencyMismatch: ``idempotency_key`` was used for another request.
             PromptIdTaken: ``prompt_id`` belongs to another job of the tenant.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
@@ -195,7 +202,9 @@ class JobService:
         if not is_validated:
             await self._graphs.check_sizes(submitter, spec)
             spec = await self._names.replace_in_graphs(submitter.owner, spec)
-            spec = await self._graphs.check_new_job(submitter, spec)
+            spec, node_errors = await self._graphs.check_new_job(
+                submitter, spec, is_strict=is_strict
+            )
         prompt = spec.comfyui
         new_job = NewJob(
             id=str(uuid.uuid4())
@@ -224,6 +233,7 @@ class JobService:
             templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
             has_chosen_id=prompt_id is not None,
             text=await run_aside(collect_text, spec),
+            node_errors=node_errors or {},
         )
         job, is_new = await self._create_job(submitter, spec, new_job)
         if is_new:

@@ -66,6 +66,7 @@ class NewJob:
             from it (`moyin.domain.prompt.derive_job_id`).
         text: the text that is searched when a client searches for jobs.
         reservation: the money that the submitter's budgets reserve for the renders, or None.
+        node_errors: the nodes that ComfyUI's validation found invalid; see `Job.node_errors`.
     """
 
     id: str
@@ -91,6 +92,7 @@ class NewJob:
     chosen_id: str | None = None
     text: str = ""
     reservation: JobReservation | None = None
+    node_errors: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def launch(self) -> Launch:
@@ -144,6 +146,7 @@ def build_row(new_job: NewJob) -> dict[str, Any]:
         "attempts": 1,
         "metadata": dict(new_job.metadata),
         "templates": list(new_job.templates) or None,
+        "node_errors": dict(new_job.node_errors) or None,
         "dispatched": False,
         "render_nano_usd": 0,
         "reserved": new_job.reservation is not None,
@@ -174,6 +177,7 @@ def parse_job(row: Row) -> Job:
             index for index, (kind, _) in enumerate(row["heads"]) if kind == StepKind.RENDER
         ),
         cancel_requested_by=_parse_requester(row),
+        node_errors=row["node_errors"] or {},
         **values,
     )
 

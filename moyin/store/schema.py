@@ -63,6 +63,8 @@ jobs = sa.Table(
     sa.Column("render_nano_usd", sa.BigInteger, nullable=False, server_default="0"),
     # Whether the current attempt has a row in `render_reservations`.
     sa.Column("reserved", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The nodes that ComfyUI's validation found invalid (`moyin.render.protocol.node_errors`).
+    sa.Column("node_errors", sa.JSON(none_as_null=True), nullable=True),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
     sa.Index("ix_jobs_owner_status_kind", "owner", "status", "kind", "created_at", "id"),

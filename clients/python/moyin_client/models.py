@@ -181,6 +181,10 @@ class Job:
     """A job of the gateway.
 
     Only the methods `job` and `wait` return it with ``outputs``, ``children`` and ``submitted``.
+
+    Attributes:
+        node_errors: ComfyUI's errors of invalid nodes, by node id, in a pipeline by
+            `steps.<index>.<id>`; the outputs that need these nodes are not rendered.
     """
 
     id: str
@@ -190,6 +194,7 @@ class Job:
     progress: Progress = Progress()
     artifacts: tuple[Artifact, ...] = ()
     error: JobError | None = None
+    node_errors: Mapping[str, Any] = field(default_factory=dict)
     cancelled_by: Canceller | None = None
     cancel_requested_by: Canceller | None = None
     attempts: int = 1

@@ -42,6 +42,11 @@ class Render:
     """A render: a graph in ComfyUI's API format, or a ``template`` with its ``inputs``.
 
     A render with a ``batch`` is a job with concurrent children, and cannot be a step.
+
+    Attributes:
+        strict: True to refuse the job if ComfyUI finds an output of the graph invalid. Otherwise
+            the valid outputs are rendered, and `Job.node_errors` names the others. In a pipeline,
+            only `Pipeline.strict` has an effect.
     """
 
     kind: ClassVar[str] = "render"
@@ -51,6 +56,7 @@ class Render:
     pool: str | None = None
     cache: bool | None = None
     batch: Batch | None = None
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +74,13 @@ class Http:
 class Pipeline:
     """Steps that run in order; a later step can use earlier outputs, as in `${steps.0.text}`.
 
-    ``pool`` is the render pool of steps that name none.
+    ``pool`` is the render pool of steps that name none, ``strict`` that of `Render` for all steps.
     """
 
     kind: ClassVar[str] = "pipeline"
     steps: Sequence[Chat | Render | Http]
     pool: str | None = None
+    strict: bool | None = None
 
 
 Work = Chat | Render | Http | Pipeline

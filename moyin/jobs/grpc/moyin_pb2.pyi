@@ -168,7 +168,7 @@ class WatchJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "status", "steps", "progress", "artifacts", "error", "attempts", "cost_usd", "created_at", "started_at", "finished_at", "metadata", "outputs_json", "cancelled_by", "cancel_requested_by", "priority", "cached", "queued_for", "position", "children", "submitted", "eta")
+    __slots__ = ("id", "kind", "status", "steps", "progress", "artifacts", "error", "attempts", "cost_usd", "created_at", "started_at", "finished_at", "metadata", "outputs_json", "cancelled_by", "cancel_requested_by", "priority", "cached", "queued_for", "position", "children", "submitted", "eta", "node_errors_json")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class Job(_message.Message):
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
     SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
+    NODE_ERRORS_JSON_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     status: JobStatus
@@ -222,7 +223,8 @@ class Job(_message.Message):
     children: _containers.RepeatedCompositeFieldContainer[Child]
     submitted: SubmittedJob
     eta: Eta
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., steps: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempts: _Optional[int] = ..., cost_usd: _Optional[float] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_json: _Optional[str] = ..., cancelled_by: _Optional[_Union[Canceller, _Mapping]] = ..., cancel_requested_by: _Optional[_Union[Canceller, _Mapping]] = ..., priority: _Optional[int] = ..., cached: _Optional[bool] = ..., queued_for: _Optional[float] = ..., position: _Optional[int] = ..., children: _Optional[_Iterable[_Union[Child, _Mapping]]] = ..., submitted: _Optional[_Union[SubmittedJob, _Mapping]] = ..., eta: _Optional[_Union[Eta, _Mapping]] = ...) -> None: ...
+    node_errors_json: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., steps: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempts: _Optional[int] = ..., cost_usd: _Optional[float] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_json: _Optional[str] = ..., cancelled_by: _Optional[_Union[Canceller, _Mapping]] = ..., cancel_requested_by: _Optional[_Union[Canceller, _Mapping]] = ..., priority: _Optional[int] = ..., cached: _Optional[bool] = ..., queued_for: _Optional[float] = ..., position: _Optional[int] = ..., children: _Optional[_Iterable[_Union[Child, _Mapping]]] = ..., submitted: _Optional[_Union[SubmittedJob, _Mapping]] = ..., eta: _Optional[_Union[Eta, _Mapping]] = ..., node_errors_json: _Optional[str] = ...) -> None: ...
 
 class Eta(_message.Message):
     __slots__ = ("starts_in", "ends_in")

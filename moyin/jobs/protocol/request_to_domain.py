@@ -58,6 +58,11 @@ def is_batch(request: JobBody) -> bool:
     return isinstance(request, wire.RenderJob) and request.batch is not None
 
 
+def requires_valid_outputs(request: JobBody) -> bool:
+    """Return True if a graph with an invalid output beside valid ones must be refused."""
+    return isinstance(request, wire.RenderJob | wire.PipelineJob) and request.strict
+
+
 def to_job_spec(
     request: JobBody, now: datetime, templates: Templates = refuse_templates
 ) -> JobSpec:

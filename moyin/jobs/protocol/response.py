@@ -174,6 +174,7 @@ def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
         "error": None
         if error is None
         else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
+        "node_errors": dict(job.node_errors),
         "cancelled_by": _render_canceller(job.cancelled_by),
         "cancel_requested_by": _render_canceller(job.cancel_requested_by),
         "attempts": job.attempts,

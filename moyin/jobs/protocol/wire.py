@@ -109,6 +109,16 @@ class ChatJob(ChatStep, _Options):
 BatchValue = str | int | float | bool
 
 
+_Strict = Annotated[
+    bool,
+    Field(
+        strict=True,
+        description="Refuse the job with 400 `invalid_graph` if ComfyUI finds an output of a graph invalid. "
+        "If false, the valid outputs are rendered, and `node_errors` names the others.",
+    ),
+]
+
+
 class Batch(_Request):
     """Variants of one render, which become children of the job; set exactly one of the members."""
 
@@ -133,6 +143,7 @@ class RenderJob(RenderStep, _Options):
     batch: Batch | None = Field(
         None, description=f"At most {MAX_BATCH_CHILDREN} children; each counts as an open job."
     )
+    strict: _Strict = False
 
 
 class HttpJob(HttpStep, _Options):
@@ -144,6 +155,7 @@ class PipelineJob(_Options):
 
     kind: Literal["pipeline"]
     steps: list[StepRequest] = Field(min_length=1, max_length=MAX_STEPS)
+    strict: _Strict = False
 
 
 JobRequest = Annotated[
@@ -176,6 +188,23 @@ class ErrorBody(BaseModel):
     code: str
     message: str
     details: dict[str, Any] = Field(default_factory=dict)
+
+
+class InputErrorBody(BaseModel):
+    """An error of ComfyUI's validation; `extra_info` may have `input_name`."""
+
+    type: str
+    message: str
+    details: str
+    extra_info: dict[str, Any]
+
+
+class NodeErrorBody(BaseModel):
+    """The first errors of an invalid node, in the form of ComfyUI's `node_errors`."""
+
+    class_type: str
+    errors: list[InputErrorBody]
+    dependent_outputs: list[str] = Field(description="Output nodes that are not executed.")
 
 
 class CancellerBody(BaseModel):
@@ -215,6 +244,11 @@ class JobBody(BaseModel):
     progress: ProgressBody
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
+    node_errors: dict[str, NodeErrorBody] = Field(
+        description="The nodes that ComfyUI found invalid when the job was accepted, by id, in a pipeline "
+        "by `steps.<index>.<id>`; the outputs that need them are not rendered. Empty if there are none, "
+        "and if no ComfyUI of the pool was up. Texts are shortened, and only the first nodes are named."
+    )
     cancelled_by: CancellerBody | None
     cancel_requested_by: CancellerBody | None = Field(
         description="Set once a cancellation is requested. If the job ends before it takes effect, "

@@ -198,8 +198,9 @@ async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm
         artifact_id = (await response.json())["id"]
     validated_names: list[Any] = []
 
-    async def validate(pool: str, graph: Any, **_: Any) -> None:
+    async def validate(pool: str, graph: Any, **_: Any) -> dict[str, Any]:
         validated_names.append(graph["1"]["inputs"]["image"])
+        return {}
 
     farm.validator.validate = validate
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}}

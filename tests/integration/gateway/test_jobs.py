@@ -59,8 +59,37 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
         "progress": {"value": 0.0, "max": 1.0, "step": 0}, "attempts": 1, "priority": 3,
         "cost_usd": 0.0, "started_at": None, "finished_at": None, "metadata": {"a": "b"},
         "cached": False, "cancelled_by": None, "cancel_requested_by": None, "position": None,
-        "eta": None,
+        "eta": None, "node_errors": {},
     }  # fmt: skip
+
+
+async def test_invalid_outputs_beside_valid_ones_are_named_or_refused(farm: Farm) -> None:
+    node_error = {
+        "class_type": "Loader", "dependent_outputs": ["9"],
+        "errors": [{"type": "value_not_in_list", "message": "Value not in list",
+                    "details": "ckpt_name: 'gone'", "extra_info": {"input_name": "ckpt_name"}}],
+    }  # fmt: skip
+
+    async def validate(pool: str, graph: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"outputs": ["1"], "node_errors": {"4": node_error}}
+
+    farm.validator.validate = validate
+    body = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
+    job = await farm.submit_job({**body, "strict": False})
+    assert job["node_errors"] == {"4": node_error}
+    async with farm.client.get(f"/jobs/{job['id']}") as response:
+        assert (await response.json())["node_errors"] == {"4": node_error}
+    async with farm.client.post("/jobs", json={**body, "strict": True}) as response:
+        problem = await response.json()
+    assert (response.status, problem["code"], problem["field"]) == (
+        400, "invalid_graph", "workflow"
+    )  # fmt: skip
+    assert problem["node_errors"] == {"4": node_error}
+    async with farm.client.post("/prompt", json={"prompt": body["workflow"]}) as response:
+        prompt = await response.json()
+    assert prompt["node_errors"] == {"4": node_error}
+    async with farm.client.get(f"/jobs/{prompt['prompt_id']}") as response:
+        assert (await response.json())["node_errors"] == {"4": node_error}
 
 
 async def test_jobs_are_listed_in_pages_and_by_filters(farm: Farm) -> None:

@@ -41,6 +41,19 @@ def test_invalid_output_folder_is_rejected_before_submission(
     assert "unexpected" not in output.err
 
 
+def test_nodes_that_are_not_rendered_are_printed(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"type": "x", "message": "Value not in list", "details": "ckpt_name", "extra_info": {}}
+    node_error = {"class_type": "Loader", "errors": [error], "dependent_outputs": ["9"]}
+    gateway.routes["POST /jobs"] = {"id": "j", "node_errors": {"4": node_error}}
+    # The gateway has no route for the job's events.
+    assert run(["render", "-t", "swatch", "--strict", "-o", str(tmp_path)]) == 1
+    output = capsys.readouterr().err
+    assert "node 4 (Loader) is not rendered: Value not in list: ckpt_name" in output
+    assert gateway.requests[0][2]["strict"] is True
+
+
 def test_a_graph_of_the_editor_is_converted_before_it_is_submitted(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
-from moyin.errors import InputNotFound, InvalidRequest
+from moyin.errors import InputNotFound, InvalidGraph, InvalidRequest
 from moyin.jobs.graphs import GraphChecker
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.artifacts import ArtifactStore
@@ -47,13 +47,14 @@ class CheckerHarness:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self.guard = FakeGuard("default", "big")
         self.validated_graphs: list[tuple[str, Mapping[str, Any]]] = []
+        self.node_errors: dict[str, Any] = {}
         self.checks = GraphChecker(artifacts=artifacts, validator=self, guard=self.guard)
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Any = None, **_: Any
     ) -> Any:
         self.validated_graphs.append((pool, graph))
-        return {}
+        return {"outputs": ["1"], "node_errors": self.node_errors} if self.node_errors else {}
 
 
 @pytest.fixture
@@ -179,9 +180,46 @@ async def test_a_pool_that_does_not_run_the_callers_jobs_counts_as_missing(
         )
     harness.guard = FakeGuard("big")
     harness.checks._guard = harness.guard
-    checked_spec = await harness.checks.check_new_job(
+    checked_spec, _ = await harness.checks.check_new_job(
         ANN, make_spec(make_render_step(make_graph("x")))
     )
     assert [step.pool for step in checked_spec.steps] == ["big"], (
         "the first allowed pool is the default"
     )
+
+
+INVALID_NODE = {
+    "class_type": "Loader",
+    "errors": [
+        {
+            "type": "value_not_in_list",
+            "message": "Value not in list",
+            "details": "ckpt_name: 'gone' not in []",
+            "extra_info": {"input_name": "ckpt_name"},
+        }
+    ],
+    "dependent_outputs": ["9"],
+}
+
+
+async def test_invalid_nodes_of_an_accepted_graph_are_reported(harness: CheckerHarness) -> None:
+    harness.node_errors = {"4": INVALID_NODE}
+    render = make_render_step(make_graph("x"))
+    _, node_errors = await harness.checks.check_new_job(ANN, make_spec(render))
+    assert node_errors == {"4": INVALID_NODE}
+    _, node_errors = await harness.checks.check_new_job(
+        ANN, make_spec(render, render, kind="pipeline")
+    )
+    assert node_errors == {"steps.0.4": INVALID_NODE, "steps.1.4": INVALID_NODE}
+
+
+async def test_a_strict_job_is_refused_for_an_invalid_node(harness: CheckerHarness) -> None:
+    render = make_render_step(make_graph("x"))
+    await harness.checks.check_new_job(ANN, make_spec(render), is_strict=True)
+    harness.node_errors = {"4": INVALID_NODE}
+    with pytest.raises(InvalidGraph, match=r"node '4' \(Loader\): Value not in list") as exc_info:
+        await harness.checks.check_new_job(
+            ANN, make_spec(render, render, kind="pipeline"), is_strict=True
+        )
+    assert exc_info.value.field == "steps.0.workflow"
+    assert exc_info.value.details["node_errors"] == harness.node_errors

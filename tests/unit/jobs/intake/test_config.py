@@ -15,8 +15,8 @@ STREAM = {"type": "redis", "url_env": "STUDIO_REDIS_URL", "owner": "studio"}
 
 
 class AnyGraph:
-    async def validate(self, pool: str, graph: Any, **_: Any) -> None:
-        return None
+    async def validate(self, pool: str, graph: Any, **_: Any) -> dict[str, Any]:
+        return {}
 
 
 # These intakes neither validate nor ask a pool.
