@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from moyin.comfy_api.protocol.node_info import filter_nodes
 from moyin.domain.graph_bounds import GraphBounds
 from moyin.domain.identity import Identity
 from moyin.domain.limits import PoolRules, filter_permitted_pools
-from moyin.errors import InputNotFound, NodeNotAllowed, ServiceUnavailable
+from moyin.errors import InputNotFound, InvalidGraph, NodeNotAllowed, ServiceUnavailable
 from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 from moyin.render.protocol.graph_size import check_graph_size
@@ -22,6 +23,7 @@ from moyin.system.heavy_work import run_aside
 _NO_RULES: Mapping[str, Rule] = {}
 # The most errors in a response. A graph can have thousands of errors, and a client needs only some.
 _MAX_REPORTED = 1_000
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 class GraphAdmission:
@@ -53,7 +55,7 @@ class GraphAdmission:
 
         Raises:
             GraphTooLarge: a bound is exceeded; the error names the bound.
-            InvalidGraph: the links of a graph form a circle; the error names a node.
+            InvalidGraph: the links of a graph form a circle; the error names its nodes.
         """
         await run_aside(check_graph_size, graphs, self.get_bounds(caller), patches)
 
@@ -108,6 +110,7 @@ class GraphAdmission:
         Raises:
             NodeNotAllowed: the pool or the caller's limits do not allow a node.
             InputNotFound: an input names a file that the caller does not have.
+            InvalidGraph: an input that is not prose has control characters.
             ServiceUnavailable: the pool has not reported its rules yet.
         """
         rules = await self._node_info.fetch_rules(pool)
@@ -127,12 +130,14 @@ class GraphAdmission:
             _list_refused_inputs, rules, input_rules or {}, graph, own_names
         )
         if reported_inputs:
-            first_refusal = reported_inputs[0]
-            raise InputNotFound(
+            missing_files = [refusal for refusal, is_file in reported_inputs if is_file]
+            first_refusal = missing_files[0] if missing_files else reported_inputs[0][0]
+            error_class = InputNotFound if missing_files else InvalidGraph
+            raise error_class(
                 f"node {first_refusal.node!r} ({first_refusal.class_type}): {first_refusal.input}: "
                 f"{first_refusal.reason}",
                 field=f"{first_refusal.node}.inputs.{first_refusal.input}",
-                details=make_refusal_body(reported_inputs),
+                details=make_refusal_body(refusal for refusal, _ in reported_inputs),
             )
         return input_rules is not None
 
@@ -149,9 +154,10 @@ def _list_refused_inputs(
     input_rules: InputRules,
     graph: Mapping[str, Any],
     own_names: Collection[str],
-) -> list[RefusedInput]:
+) -> list[tuple[RefusedInput, bool]]:
+    """Return the refused inputs, each with False if control characters are the reason."""
     refused_inputs = (
-        RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
+        _describe_refusal(refusal, graph)
         for refusal in find_refusals(
             graph, lambda name: input_rules.get(name, _NO_RULES), own_names.__contains__
         )
@@ -194,7 +200,31 @@ def _is_permitted(caller: Identity, class_type: str) -> bool:
     return all(limit.permits_node(class_type) for limit in caller.limits)
 
 
-def _explain_refusal(refusal: Refusal) -> str:
-    if refusal.kind == PREFIX:
-        return "the name of an output file must stay within the node's own folder"
-    return NOT_YOUR_FILE
+def _describe_refusal(refusal: Refusal, graph: Mapping[str, Any]) -> tuple[RefusedInput, bool]:
+    character = _find_control_character(graph[refusal.node]["inputs"][refusal.input])
+    if character is not None:
+        reason = (
+            f"the text has the control character U+{ord(character):04X}, which only texts of several "
+            "lines may have; remove it"
+        )
+    elif refusal.kind == PREFIX:
+        reason = "the name of an output file must stay within the node's own folder"
+    else:
+        reason = NOT_YOUR_FILE
+    refused_input = RefusedInput(refusal.node, refusal.class_type, refusal.input, reason)
+    return refused_input, character is None
+
+
+def _find_control_character(value: Any) -> str | None:
+    """Return a control character in the texts of an input, or None if there is none."""
+    pending_values = [value]
+    while pending_values:
+        item = pending_values.pop()
+        if isinstance(item, str):
+            if (match := _CONTROL_CHARACTER.search(item)) is not None:
+                return match[0]
+        elif isinstance(item, Mapping):
+            pending_values.extend(item.values())
+        elif isinstance(item, list | tuple):
+            pending_values.extend(item)
+    return None

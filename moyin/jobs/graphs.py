@@ -56,7 +56,7 @@ class GraphChecker:
 
         Raises:
             GraphTooLarge: a bound is exceeded; the error names the bound.
-            InvalidGraph: the links of a graph form a circle; the error names a node.
+            InvalidGraph: the links of a graph form a circle; the error names its nodes.
         """
         if spec.base is not None:
             patches = [step.payload for step in spec.steps]
@@ -151,7 +151,7 @@ class GraphChecker:
             graph = await run_aside(_get_changed_nodes, spec, index)
             try:
                 is_fully_checked = await self._check_graph(submitter, step, graph, artifacts)
-            except (InputNotFound, NodeNotAllowed) as error:
+            except (InputNotFound, InvalidGraph, NodeNotAllowed) as error:
                 error.field = prefix + _find_request_field(step, graph, error.field or "")
                 raise
             except InvalidRequest as error:

@@ -106,7 +106,7 @@ class GraphGuard(Protocol):
 
         Raises:
             GraphTooLarge: a bound is exceeded; the error names the bound.
-            InvalidGraph: the links of a graph form a circle; the error names a node.
+            InvalidGraph: the links of a graph form a circle; the error names its nodes.
         """
         ...
 
@@ -127,6 +127,7 @@ class GraphGuard(Protocol):
         Raises:
             NodeNotAllowed: the graph has a node that is not allowed.
             InputNotFound: an input names a file that the caller does not have.
+            InvalidGraph: an input that is not prose has control characters.
         """
         ...
 

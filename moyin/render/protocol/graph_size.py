@@ -14,6 +14,8 @@ from moyin.domain.graph_bounds import GraphBounds
 from moyin.errors import InvalidGraph
 
 _MAX_SHOWN_ID = 64
+# The most nodes of a circle that an error names.
+_MAX_SHOWN_NODES = 20
 
 
 def check_graph_size(
@@ -31,7 +33,7 @@ def check_graph_size(
 
     Raises:
         GraphTooLarge: a bound is exceeded; the error names the bound.
-        InvalidGraph: the links of a graph form a circle; the error names a node.
+        InvalidGraph: the links of a graph form a circle; the error names its nodes.
     """
     field = graphs[0][0] if graphs else "workflow"
     node_count = link_count = value_count = byte_count = 0
@@ -104,8 +106,8 @@ def _check_chains(graph: Mapping[str, Any], bounds: GraphBounds, field: str) -> 
             if not missing_counts[target_id]:
                 ready_ids.append(target_id)
     if done_count < len(graph):
-        circle_id = _find_circle_node(sources, {n for n, count in missing_counts.items() if count})
-        raise _new_circle_error(graph, circle_id, field)
+        circle_ids = _find_circle(sources, {n for n, count in missing_counts.items() if count})
+        raise _new_circle_error(graph, circle_ids, field)
     if depths:
         deepest_id = max(depths, key=depths.__getitem__)
         node = deepest_id[:_MAX_SHOWN_ID]
@@ -124,19 +126,30 @@ def _is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
-def _find_circle_node(sources: Mapping[str, set[str]], blocked_ids: set[str]) -> str:
-    """Return a node of a circle; each of ``blocked_ids`` is in a circle or behind one."""
+def _find_circle(sources: Mapping[str, set[str]], blocked_ids: set[str]) -> list[str]:
+    """Return the nodes of a circle, each before the nodes that take its outputs.
+
+    Args:
+        blocked_ids: the nodes that are in a circle or behind one.
+    """
     node_id = next(iter(blocked_ids))
-    seen_ids: set[str] = set()
-    while node_id not in seen_ids:
-        seen_ids.add(node_id)
+    positions: dict[str, int] = {}
+    while node_id not in positions:
+        positions[node_id] = len(positions)
         node_id = next(source for source in sources[node_id] if source in blocked_ids)
-    return node_id
+    return list(positions)[positions[node_id] :][::-1]
 
 
-def _new_circle_error(graph: Mapping[str, Any], node_id: str, field: str) -> InvalidGraph:
+def _new_circle_error(
+    graph: Mapping[str, Any], circle_ids: Sequence[str], field: str
+) -> InvalidGraph:
+    node_id = circle_ids[0]
     shown_id = node_id[:_MAX_SHOWN_ID]
-    message = f"node {shown_id!r}: the links of the graph must not form a circle"
+    shown_ids = [repr(circle_id[:_MAX_SHOWN_ID]) for circle_id in circle_ids[:_MAX_SHOWN_NODES]]
+    if len(circle_ids) > _MAX_SHOWN_NODES:
+        shown_ids.append(f"… {len(circle_ids) - _MAX_SHOWN_NODES} more")
+    chain = " → ".join([*shown_ids, repr(shown_id)])
+    message = f"node {shown_id!r}: the links of the graph must not form a circle: {chain}"
     error = {
         "type": "dependency_cycle",
         "message": "Dependency cycle detected",

@@ -18,6 +18,7 @@ from moyin.domain.serialization import encode
 from moyin.errors import (
     GraphTooLarge,
     InputNotFound,
+    InvalidGraph,
     InvalidRequest,
     NodeNotAllowed,
     NotFound,
@@ -187,6 +188,21 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
     assert await unchecking_admission.check_graph(
         make_caller(), "a", make_graph("Load", image="/data/x"), ()
     )
+
+
+async def test_a_control_character_is_named() -> None:
+    graph_admission = make_admission(a=PoolRules())
+    for value in ("a\0b", {"lines": ["a\0b"]}):
+        with pytest.raises(InvalidGraph, match=r"control character U\+0000.*remove it") as exc_info:
+            await graph_admission.check_graph(
+                make_caller(), "a", make_graph("Folder", prompt=value), ()
+            )
+        assert exc_info.value.field == "1.inputs.prompt"
+        assert "U+0000" in str(exc_info.value.details["node_errors"]["1"])
+    with pytest.raises(InputNotFound, match="image: you have no file"):
+        await graph_admission.check_graph(
+            make_caller(), "a", make_graph("Load", prompt="a\0b", image="/etc/nope"), ()
+        )
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:

@@ -61,11 +61,15 @@ def test_chains_of_any_length_are_measured_without_recursion() -> None:
     check_graph_size([("workflow", make_chain(200_000))], WIDE)
 
 
-def test_a_circle_names_one_of_its_nodes_in_comfyuis_format() -> None:
+def test_a_circle_names_its_nodes_in_comfyuis_format() -> None:
     circle = {"a": make_node(x=["c", 0]), "b": make_node(x=["a", 0]), "c": make_node(x=["b", 0])}
     behind = {"d": make_node(x=["c", 0]), "e": make_node(x=["d", 0])}
     with pytest.raises(InvalidGraph, match="must not form a circle") as exc_info:
         check({**behind, "f": make_node(), **circle})
+    chain = exc_info.value.message.partition("circle: ")[2].split(" → ")
+    assert chain[0] == chain[-1]
+    # A link leads from each node to the next one.
+    assert "".join(chain).replace("'", "") in ("abca", "bcab", "cabc")
     details = exc_info.value.details
     assert details["error"]["extra_info"]["node_id"] in circle
     [(node_id, node_error)] = details["node_errors"].items()
@@ -73,8 +77,16 @@ def test_a_circle_names_one_of_its_nodes_in_comfyuis_format() -> None:
     assert node_error["class_type"] == "A"
 
 
+def test_a_long_circle_names_some_of_its_nodes() -> None:
+    circle = {**make_chain(300), "0": make_node(image=["299", 0])}
+    with pytest.raises(InvalidGraph) as exc_info:
+        check(circle)
+    chain = exc_info.value.message.split(" → ")
+    assert (len(chain), chain[-2]) == (22, "… 280 more")
+
+
 def test_a_node_that_is_linked_to_itself_is_a_circle() -> None:
-    with pytest.raises(InvalidGraph, match="node '1'"):
+    with pytest.raises(InvalidGraph, match=r"circle: '1' → '1'$"):
         check({"1": make_node(x=["1", 0])})
 
 
