@@ -35,7 +35,7 @@ from moyin_client.requests import (
     UsageQuery,
     Work,
 )
-from moyin_client.retry import RetryPolicy
+from moyin_client.retry import Patience, RetryPolicy
 
 T = TypeVar("T")
 
@@ -156,18 +156,35 @@ class AsyncClient:
                 pause = following.pause_after(error)
             await sleep(pause)
 
-    async def wait(self, job: Job | str, *, on_progress: OnProgress | None = None) -> Job:
+    async def wait(
+        self,
+        job: Job | str,
+        *,
+        on_progress: OnProgress | None = None,
+        longest_outage: float = 600.0,
+    ) -> Job:
         """Wait until a job has ended, and return it with its outputs.
 
         A failed or cancelled job raises no error, so check the returned job's ``status``.
+
+        Args:
+            longest_outage: the seconds for which the gateway may be away at a time. They begin with
+                its last answer; a longer outage raises the error of the last try.
         """
+        patience = Patience(self._policy, longest_outage)
         last_event_id: str | None = None
         while True:
-            async with aclosing(self.events(job, last_event_id=last_event_id)) as events:
-                async for event in events:
-                    last_event_id = event.id or last_event_id
-                    report_progress(event, on_progress)
-            current_job = await self.job(job)
+            try:
+                async with aclosing(self.events(job, last_event_id=last_event_id)) as events:
+                    async for event in events:
+                        patience.renew()
+                        last_event_id = event.id or last_event_id
+                        report_progress(event, on_progress)
+                current_job = await self.job(job)
+            except MoyinError as error:
+                await sleep(patience.pause_after(error))
+                continue
+            patience.renew()
             if current_job.has_ended:
                 return current_job
             # The job was retried after the last event.

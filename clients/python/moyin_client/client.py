@@ -34,7 +34,7 @@ from moyin_client.requests import (
     UsageQuery,
     Work,
 )
-from moyin_client.retry import RetryPolicy
+from moyin_client.retry import Patience, RetryPolicy
 
 T = TypeVar("T")
 
@@ -154,17 +154,34 @@ class Client:
                 pause = following.pause_after(error)
             sleep(pause)
 
-    def wait(self, job: Job | str, *, on_progress: OnProgress | None = None) -> Job:
+    def wait(
+        self,
+        job: Job | str,
+        *,
+        on_progress: OnProgress | None = None,
+        longest_outage: float = 600.0,
+    ) -> Job:
         """Wait until a job has ended, and return it with its outputs.
 
         A failed or cancelled job raises no error, so check the returned job's ``status``.
+
+        Args:
+            longest_outage: the seconds for which the gateway may be away at a time. They begin with
+                its last answer; a longer outage raises the error of the last try.
         """
+        patience = Patience(self._policy, longest_outage)
         last_event_id: str | None = None
         while True:
-            for event in self.events(job, last_event_id=last_event_id):
-                last_event_id = event.id or last_event_id
-                report_progress(event, on_progress)
-            current_job = self.job(job)
+            try:
+                for event in self.events(job, last_event_id=last_event_id):
+                    patience.renew()
+                    last_event_id = event.id or last_event_id
+                    report_progress(event, on_progress)
+                current_job = self.job(job)
+            except MoyinError as error:
+                sleep(patience.pause_after(error))
+                continue
+            patience.renew()
             if current_job.has_ended:
                 return current_job
             # The job was retried after the last event.

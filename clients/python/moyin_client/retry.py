@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from moyin_client.errors import CONNECTION_FAILED, MoyinError
 
@@ -55,6 +57,38 @@ class RetryPolicy:
         # The exponent is bounded, so that the power does not exceed the largest float.
         backoff = min(self.first_pause * 2.0 ** min(failures - 1, 60), self.longest_pause)
         return max(requested, backoff * random.uniform(0.5, 1.0))
+
+
+class Patience:
+    """Bounds how long a client waits for a job while the gateway can't be reached.
+
+    Args:
+        longest_outage: the seconds after which an outage is an error.
+        clock: returns the present time in seconds.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        longest_outage: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._policy = policy
+        self._longest_outage = longest_outage
+        self._clock = clock
+        self._answered_at = clock()
+
+    def renew(self) -> None:
+        """Record that the gateway has answered."""
+        self._answered_at = self._clock()
+
+    def pause_after(self, error: MoyinError) -> float:
+        """Return the seconds to wait after the tries of the policy, or raise ``error``."""
+        requested = error.retry_after or 0.0
+        has_ended = self._clock() - self._answered_at > self._longest_outage
+        if has_ended or not is_retryable(error) or requested > self._policy.longest_retry_after:
+            raise error
+        return max(requested, self._policy.longest_pause * random.uniform(0.5, 1.0))
 
 
 def is_retryable(error: MoyinError) -> bool:

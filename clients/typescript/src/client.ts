@@ -7,7 +7,7 @@ import {
 import { newMalformed, parseObject } from "./errors.js";
 import { type Call, type Connection, type ConnectionOptions, newConnection } from "./exchange.js";
 import { follow, type FollowOptions } from "./following.js";
-import { fillPolicy, type RetryPolicy, sleep } from "./retry.js";
+import { fillPolicy, pauseInOutage, type RetryPolicy, sleep } from "./retry.js";
 import {
   type Artifact, type ArtifactFilter, type BulkResult, type EventToken, hasEnded, type Job, type JobDetail,
   type JobEvent, type JobFilter, type JobRequest, type Link, type ListedArtifact, type ProgressEvent,
@@ -19,6 +19,12 @@ export interface ClientOptions extends ConnectionOptions {
   apiKey: string;
   /** How often and how patiently requests are sent again. */
   retry?: Partial<RetryPolicy>;
+}
+
+interface WaitOptions extends CallOptions {
+  onProgress?: (progress: ProgressEvent) => void;
+  /** The seconds for which the gateway may be away at a time. Default: 600. */
+  longestOutage?: number;
 }
 
 interface PageOptions extends CallOptions {
@@ -106,21 +112,32 @@ export class Client {
     return follow(this.#connection, this.#policy, `${jobPath(job)}/events`, options);
   }
 
-  /** Wait until a job has ended, and return it with its outputs; look at its `status`. */
-  async wait(
-    job: JobId,
-    { onProgress, signal }: CallOptions & { onProgress?: (progress: ProgressEvent) => void } = {},
-  ): Promise<JobDetail> {
+  /**
+   * Wait until a job has ended, and return it with its outputs; look at its `status`.
+   *
+   * The gateway may be away for `longestOutage` seconds at a time (default: 600), counted from its
+   * last answer; a longer outage throws the error of the last try.
+   */
+  async wait(job: JobId, { onProgress, longestOutage = 600, signal }: WaitOptions = {}): Promise<JobDetail> {
     let lastEventId: string | undefined;
+    let answeredAt = performance.now();
     while (true) {
-      for await (const event of this.events(job, { lastEventId, signal })) {
-        lastEventId = event.id ?? lastEventId;
-        if (event.type === "progress") onProgress?.(event.data);
-        else if (event.type === "step" && event.data.value != null && event.data.max != null)
-          onProgress?.({ value: event.data.value, max: event.data.max, step: event.data.step });
+      try {
+        for await (const event of this.events(job, { lastEventId, signal })) {
+          answeredAt = performance.now();
+          lastEventId = event.id ?? lastEventId;
+          if (event.type === "progress") onProgress?.(event.data);
+          else if (event.type === "step" && event.data.value != null && event.data.max != null)
+            onProgress?.({ value: event.data.value, max: event.data.max, step: event.data.step });
+        }
+        const found = await this.job(job, { signal });
+        answeredAt = performance.now();
+        if (hasEnded(found)) return found;
+      } catch (error) {
+        const isOver = performance.now() - answeredAt > longestOutage * 1000;
+        await sleep(pauseInOutage(this.#policy, error, isOver), signal);
+        continue;
       }
-      const found = await this.job(job, { signal });
-      if (hasEnded(found)) return found;
       // It was retried after the last event.
       await sleep(this.#policy.firstPause, signal);
     }

@@ -42,6 +42,14 @@ export function pauseAfter(policy: RetryPolicy, error: unknown, failures: number
   return Math.max(requested, backoff * (0.5 + Math.random() / 2));
 }
 
+/** Return the seconds before further tries after `policy.tries`; throw the error if there are none. */
+export function pauseInOutage(policy: RetryPolicy, error: unknown, isOver: boolean): number {
+  if (isOver || !(error instanceof MoyinError) || !isRetryable(error)) throw error;
+  const requested = error.retryAfter ?? 0;
+  if (requested > policy.longestRetryAfter) throw error;
+  return Math.max(requested, policy.longestPause * (0.5 + Math.random() / 2));
+}
+
 /** Call `action` after so many seconds, 24.8 days at most: a longer timer would end at once. */
 export function startTimer(action: () => void, seconds: number): ReturnType<typeof setTimeout> {
   return setTimeout(action, Math.min(seconds * 1000, 2 ** 31 - 1));

@@ -166,6 +166,15 @@ test("waiting reports progress and returns the job, also after a retry meanwhile
   ]);
 });
 
+test("waiting outlasts more failures than the policy tries, up to the longest outage", async () => {
+  const failures = Array.from({ length: 9 }, () => problem(503, "service_unavailable"));
+  gateway.script("GET", EVENTS, stream([RUNNING]), ...failures, stream([SUCCEEDED]));
+  gateway.script("GET", "/jobs/j1", answer({ id: "j1", status: "succeeded" }));
+  assert.equal((await client.wait("j1")).status, "succeeded");
+  gateway.script("GET", EVENTS, ...failures);
+  await assert.rejects(client.wait("j1", { longestOutage: 0 }), { status: 503 });
+});
+
 test("a signal ends a stream between the events of a piece", async () => {
   gateway.script("GET", EVENTS, stream([status("queued", "1-0") + RUNNING], { hangs: true }));
   const controller = new AbortController();

@@ -202,6 +202,27 @@ async def test_waiting_reports_progress_and_returns_the_job(
     assert reported_progress == [Progress(value=1, max=2), Progress(value=1, max=2)]
 
 
+async def test_waiting_outlasts_more_failures_than_the_policy_tries(
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    failures = [problem_reply(503, "service_unavailable") for _ in range(9)]
+    gateway.script(
+        "GET", EVENTS, stream_reply(RUNNING, breaks=True), *failures, stream_reply(SUCCEEDED)
+    )
+    gateway.script("GET", "/jobs/j1", json_reply({"id": "j1", "status": "succeeded"}))
+    assert (await client.call("wait", "j1")).status == "succeeded"
+    assert gateway.requests[-2].headers["last-event-id"] == "2-0"
+
+
+async def test_waiting_ends_after_the_longest_outage_and_with_other_errors(
+    client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
+) -> None:
+    gateway.script("GET", EVENTS, *(problem_reply(503, "service_unavailable") for _ in range(9)))
+    with pytest.raises(MoyinError) as exc_info:
+        await client.call("wait", "j1", longest_outage=0.0)
+    assert (exc_info.value.status, len(gateway.requests)) == (503, 4)
+
+
 async def test_waiting_follows_a_job_that_was_retried_meanwhile(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
