@@ -51,7 +51,7 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
         stack.push_async_callback(frames.close)
         telemetry = JobTelemetry()
         exporting = asyncio.create_task(telemetry.keep_exporting())
-        stack.callback(exporting.cancel)
+        stack.push_async_callback(_cancel, exporting)
         yield JobServices(
             database=database,
             artifacts=ArtifactStore(database),
@@ -67,3 +67,9 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
                 settings.temporal_address, settings.temporal_namespace, retention=retention
             ),
         )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

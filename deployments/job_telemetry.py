@@ -56,10 +56,16 @@ class JobTelemetry:
         )
 
     async def keep_exporting(self) -> None:
-        """Export every second, until cancelled."""
-        while True:
-            await asyncio.sleep(_INTERVAL_SECONDS)
-            try:
-                self.export()
-            except Exception:
-                _log.exception("exporting the metrics of jobs failed; trying again in a second")
+        """Export every second until cancelled, and then the jobs that have ended meanwhile."""
+        try:
+            while True:
+                await asyncio.sleep(_INTERVAL_SECONDS)
+                self._try_export()
+        finally:
+            self._try_export()
+
+    def _try_export(self) -> None:
+        try:
+            self.export()
+        except Exception:
+            _log.exception("exporting the metrics of jobs failed")

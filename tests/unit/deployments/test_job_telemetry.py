@@ -71,3 +71,13 @@ async def test_exports_go_on_after_an_error(
     exporting = asyncio.create_task(telemetry.keep_exporting())
     await asyncio.wait_for(exported_again.wait(), 30)
     exporting.cancel()
+
+
+async def test_jobs_of_the_last_second_are_exported_at_the_end(metrics: FakeMetrics) -> None:
+    telemetry = JobTelemetry()
+    exporting = asyncio.create_task(telemetry.keep_exporting())
+    await asyncio.sleep(0)
+    telemetry.record(JOB)
+    exporting.cancel()
+    await asyncio.gather(exporting, return_exceptions=True)
+    assert metrics.get("moyin_jobs_ended", kind="render", status="succeeded") == 1
