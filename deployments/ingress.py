@@ -148,6 +148,17 @@ class _NulCharacterMiddleware:
             await to_response(error_body)(scope, receive, send)
 
 
+def _new_route_error(method: str, path: str) -> RouteNotFound:
+    message = f"there is no route {method} {path}; the OpenAPI document lists all"
+    if path.startswith("/api/"):
+        # Clients such as Krita AI Diffusion call routes that a node package adds to one ComfyUI.
+        message += (
+            ". Routes that node packages add to ComfyUI are not passed on, because a farm has many "
+            "processes: send files with POST /upload/image, and use the package's nodes in a graph"
+        )
+    return RouteNotFound(message)
+
+
 def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
     if isinstance(error, MoyinError):
         return error
@@ -156,9 +167,7 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
         if isinstance(error.__cause__, MoyinError):
             return error.__cause__
         if error.status_code in (404, 405):
-            return RouteNotFound(
-                f"there is no route {request.method} {request.url.path}; the OpenAPI document lists all"
-            )
+            return _new_route_error(request.method, request.url.path)
         return InvalidRequest(str(error.detail))
     assert isinstance(error, RequestValidationError)
     first_error = error.errors()[0]

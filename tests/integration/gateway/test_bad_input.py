@@ -231,3 +231,17 @@ async def test_invalid_event_id_is_refused(farm: Farm) -> None:
 async def test_unknown_routes_are_not_found(farm: Farm) -> None:
     async with farm.client.get("/nothing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/api/etn/languages"), ("PUT", "/api/etn/image/0")]
+)
+async def test_routes_of_node_packages_are_refused_with_what_to_do(
+    farm: Farm, method: str, path: str
+) -> None:
+    async with farm.client.request(method, path, data=b"") as response:
+        problem = await response.json()
+    assert (response.status, problem["code"]) == (404, "route_not_found")
+    text = problem.get("detail") or problem["error"]["message"]
+    assert "Routes that node packages add to ComfyUI are not passed on" in text
+    assert "POST /upload/image" in text
