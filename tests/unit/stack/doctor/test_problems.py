@@ -384,6 +384,32 @@ def test_packages_are_not_installed_while_a_stack_may_use_them(
     assert not packages.check_packages(options).fix
 
 
+@pytest.mark.parametrize(
+    ("modules", "verdict", "found"),
+    [
+        (("torch", "torchaudio"), CheckVerdict.OK, ""),
+        (("torch",), CheckVerdict.OK, "without audio nodes, since its Python has no torchaudio"),
+        ((), CheckVerdict.WARN, "has no PyTorch"),
+    ],
+)
+def test_missing_modules_of_comfyuis_python_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    modules: tuple[str, ...],
+    verdict: CheckVerdict,
+    found: str,
+) -> None:
+    for module in modules:
+        (tmp_path / f"{module}.py").touch()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(software, "find_comfyui", lambda _: ComfyUI(home=tmp_path, python=python))
+    result = software.check_comfyui(Options.read())
+    assert result.verdict == verdict
+    assert result.found.endswith(found or str(tmp_path))
+
+
 def test_slow_python_does_not_cause_a_reinstallation_of_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
