@@ -213,6 +213,7 @@ class Gateway(MoyinCalls):
             observer=RequestObserver(settings.log_level),
             checks=checks,
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
+            max_in_progress=settings.max_requests_in_progress,
             lifespan=lifespan,
         )  # fmt: skip
 

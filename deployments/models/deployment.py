@@ -173,6 +173,7 @@ class Models(MoyinCalls):
             meter=meter,
             observer=RequestObserver(settings.log_level, export_metrics=export_metrics),
             max_body_bytes=settings.max_body_bytes,
+            max_in_progress=settings.max_requests_in_progress,
             max_file_bytes=settings.max_file_bytes,
             lifespan=lifespan,
             on_models_changed=self._build_fleet,
