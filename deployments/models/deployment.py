@@ -161,7 +161,7 @@ class Models(MoyinCalls):
             batches=batches,
             batch_lines=BatchLineStore(database),
             native_batches=NativeBatchStore(database),
-            files=FileStore(database),
+            files=FileStore(database, max_bytes=settings.max_upload_mib * 2**20),
             blobs=BlobStore(settings.blobs_url),
             batch_settings=lambda: self._batch_settings,
             record_batch_line=batch_metrics.record_line,
