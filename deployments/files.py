@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,19 +62,25 @@ async def store_upload(
     upload: Upload,
     artifact_id: str,
     *,
+    owner: str,
+    require_room: Callable[[str, int], Awaitable[None]],
     name: str | None,
     declared_type: str | None,
 ) -> Artifact:
     """Store the content of an upload, and return its artifact, whose row the caller must insert.
 
     Args:
+        require_room: raises `FileStorageFull` if a tenant has no room for so many bytes. Called
+            before the content is stored, since what is stored in vain stays for a day.
         name: the file name of the artifact; if None, a name is made.
         declared_type: the media type of the artifact; if None, the content determines it.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared_type`` is not a media type.
+        FileStorageFull: the tenant has no room for the upload.
     """
     media_type = await detect_upload_type(upload, declared_type)
+    await require_room(owner, (await anyio.Path(upload.path).stat()).st_size)
     blob = await blobs.put_file(upload.path)
     return Artifact(
         id=artifact_id, name=sanitize_file_name(name, media_type), media_type=media_type, size=blob.size,

@@ -54,7 +54,7 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
         stack.push_async_callback(_cancel, exporting)
         yield JobServices(
             database=database,
-            artifacts=ArtifactStore(database),
+            artifacts=ArtifactStore(database, max_upload_bytes=settings.max_upload_mib * 2**20),
             jobs=jobs,
             limits=LimitStore(database),
             blobs=BlobStore(settings.blobs_url),

@@ -11,6 +11,8 @@ import threading
 import psutil
 import uvicorn
 
+from deployments.slow_readers import GuardedHttpProtocol, GuardedWebSocketProtocol
+
 _log = logging.getLogger(__name__)
 _LISTENERS = 16
 _MEMORY_CHECK_SECONDS = 0.5
@@ -24,6 +26,8 @@ _MIB = 2**20
 class ReplicaServer(uvicorn.Server):
     """Server that accepts connections quickly, and WebSocket messages of up to 1 MiB.
 
+    It ends connections whose client does not read (`deployments.slow_readers`).
+
     It listens on several descriptors of one socket.
 
     uvloop (libuv since 1.45) accepts one connection per listening descriptor in each iteration of its
@@ -33,6 +37,7 @@ class ReplicaServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         config.ws_max_size = _MAX_MESSAGE_BYTES
+        config.http, config.ws = GuardedHttpProtocol, GuardedWebSocketProtocol
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

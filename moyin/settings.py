@@ -86,6 +86,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
     )
+    max_upload_mib: int = Field(
+        100 * 1024,
+        ge=1,
+        description="Most MiB of a tenant's uploads together, and of its files of `/v1/files` together.",
+    )
+    max_requests_in_progress: int = Field(
+        1_024,
+        ge=1,
+        description="Most requests, and most WebSockets, that a tenant may have in a replica at a time.",
+    )
     max_graph_nodes: int = Field(
         DEFAULT_NODES,
         ge=1,

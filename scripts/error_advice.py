@@ -71,7 +71,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "The user may store no more files of ComfyUI's frontend.",
         "Delete some of these files.",
     ),
-    "file_storage_full": ("The tenant may store no more files.", "Delete files of `/v1/files`."),
+    "file_storage_full": (
+        "The tenant may store no more files.",
+        "Delete files of `/v1/files`, or uploaded artifacts (`DELETE /artifacts/{id}`).",
+    ),
     "body_too_slow": (
         "The body did not arrive in time.",
         "Send it again over a better connection.",

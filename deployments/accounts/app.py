@@ -44,6 +44,7 @@ from moyin.access.gatekeeper.identity import Authenticator, create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter, create_meter
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
+from moyin.access.gatekeeper.replica_memory import MAX_IN_PROGRESS
 from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
@@ -75,6 +76,7 @@ class AccountsServices:
     Attributes:
         checks: the health checks of ``/readyz`` by name.
         lifespan: prepares the services before the first request and closes them after the last.
+        max_in_progress: the most requests, and the most WebSockets, of a tenant at a time.
     """
 
     sign_in: SignInService
@@ -90,6 +92,7 @@ class AccountsServices:
     meter: RequestMeter
     checks: Mapping[str, ServiceCheck]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
+    max_in_progress: int = MAX_IN_PROGRESS
 
 
 def new_services(
@@ -162,6 +165,7 @@ def new_services(
         meter=meter,
         checks={"database": database.ping},
         lifespan=lifespan,
+        max_in_progress=settings.max_requests_in_progress,
     )
 
 
@@ -214,6 +218,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
         AuthorizationMiddleware(add_root_path, scope_of=lambda _: None, meter=services.meter),
         service="accounts", authenticator=services.authenticator, error_renderer=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public_paths=_PUBLIC,
+        max_in_progress=services.max_in_progress,
         credential_finder=CredentialFinder(may_use_cookie=lambda _: True),
     )  # fmt: skip
 

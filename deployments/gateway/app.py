@@ -49,6 +49,7 @@ from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
+from moyin.access.gatekeeper.replica_memory import MAX_IN_PROGRESS
 from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
@@ -100,6 +101,7 @@ class GatewayServices:
         retention: the minimum time for which a job is stored.
         lifespan: opens the services before the first request, and closes them after the last.
         meter: counts requests against callers' limits; None disables limits.
+        max_in_progress: the most requests, and the most WebSockets, of a tenant at a time.
     """
 
     service: JobService
@@ -131,6 +133,7 @@ class GatewayServices:
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     retention: timedelta
     meter: RequestMeter | None = None
+    max_in_progress: int = MAX_IN_PROGRESS
     console: ConsoleFiles = field(default_factory=ConsoleFiles)
 
 
@@ -189,6 +192,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     return Gatekeeper(
         proxy_or_app, service="gateway", authenticator=services.authenticator, error_renderer=render_error,
         max_body_bytes=services.max_body_bytes, observer=services.observer, public_paths=is_public,
+        max_in_progress=services.max_in_progress,
         credential_finder=CredentialFinder(
             may_use_query=accepts_query_key, is_proxied=is_proxied, may_use_cookie=accepts_cookie,
             may_use_event_token=accepts_event_token,

@@ -125,13 +125,14 @@ class Gateway(MoyinCalls):
         previews = close_at_shutdown(PreviewStore(settings.redis_url))
         preview_hub = close_at_shutdown(PreviewHub(settings.redis_url))
         picture_processes = close_at_shutdown(PictureProcesses())
-        artifacts = ArtifactStore(database)
+        artifacts = ArtifactStore(database, max_upload_bytes=settings.max_upload_mib * 2**20)
         blobs = BlobStore(settings.blobs_url)
         admission = GraphAdmission(node_info, settings.graph_bounds)
         validator = PoolValidator()
         prompts = PromptStore(database)
         files = ComfyFiles(
-            uploads=UploadStore(database), artifacts=artifacts, prompts=prompts, blobs=blobs,
+            uploads=UploadStore(database, max_upload_bytes=settings.max_upload_mib * 2**20),
+            artifacts=artifacts, prompts=prompts, blobs=blobs,
             frames=frames,
         )  # fmt: skip
         service = JobService(
@@ -213,6 +214,7 @@ class Gateway(MoyinCalls):
             observer=RequestObserver(settings.log_level),
             checks=checks,
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
+            max_in_progress=settings.max_requests_in_progress,
             lifespan=lifespan,
         )  # fmt: skip
 

@@ -106,7 +106,9 @@ async def open_workers(
         node_info = NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         exit_stack.push_async_callback(node_info.close)
         files = ComfyFiles(
-            uploads=UploadStore(services.database),
+            uploads=UploadStore(
+                services.database, max_upload_bytes=settings.max_upload_mib * 2**20
+            ),
             artifacts=services.artifacts,
             prompts=PromptStore(services.database),
             blobs=services.blobs,

@@ -46,6 +46,7 @@ from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
+from moyin.access.gatekeeper.replica_memory import MAX_IN_PROGRESS
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.domain.text_batch import LineResult
@@ -129,6 +130,7 @@ class ModelsServices:
         on_models_changed: called when a server's models changed, to update the fleet.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
+        max_in_progress: the most requests, and the most WebSockets, of a tenant at a time.
         recent_calls: the calls of the last minutes.
     """
 
@@ -156,6 +158,7 @@ class ModelsServices:
     max_file_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     meter: RequestMeter | None = None
+    max_in_progress: int = MAX_IN_PROGRESS
     judge: JudgeStatus | None = None
     on_models_changed: Callable[[], None] | None = None
     recent_calls: RecentCalls = field(default_factory=RecentCalls)
@@ -245,6 +248,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         authenticator=services.authenticator,
         error_renderer=render_error,
         max_body_bytes=services.max_body_bytes,
+        max_in_progress=services.max_in_progress,
         body_limit_of=get_body_limit,
         observer=services.observer,
         public_paths=_PUBLIC_PATHS,

@@ -62,7 +62,7 @@ class JobWorker:
         batch_activities = TextBatchActivities(
             batches=batches,
             lines=BatchLineStore(services.database),
-            files=FileStore(services.database),
+            files=FileStore(services.database, max_bytes=settings.max_upload_mib * 2**20),
             blobs=services.blobs,
             gateway=gateway,
             max_line_bytes=settings.max_body_bytes,

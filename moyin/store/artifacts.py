@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.artifact import Artifact, StoredArtifact
-from moyin.errors import ArtifactInUse, ArtifactNotFound
+from moyin.errors import ArtifactInUse, ArtifactNotFound, FileStorageFull
 from moyin.store.job_filter import JobFilter
 from moyin.store.pages import Condition, PageQuery, fetch_page
 from moyin.store.schema import artifacts, jobs, uploads
@@ -21,6 +21,8 @@ from moyin.store.sql import Database, ensure_utc, now
 # Of so many of the newest outputs with a name, those of the preferred jobs come first. More would
 # make a request as expensive as the number of the owner's renders.
 _MAX_SAME_NAME = 200
+# The largest sum of the sizes of a tenant's uploads.
+MAX_UPLOAD_BYTES = 100 * 1024**3
 # Concurrent writers of an id write the same row, so the second write is ignored.
 _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
@@ -128,24 +130,48 @@ def derive_step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
 
 
 class ArtifactStore:
-    """Reads and writes the rows of artifacts."""
+    """Reads and writes the rows of artifacts.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        max_upload_bytes: the maximum total size of a tenant's uploads in bytes.
+    """
+
+    def __init__(self, database: Database, *, max_upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
         self._database = database
+        self._max_upload_bytes = max_upload_bytes
+
+    async def require_room(self, owner: str, size: int) -> None:
+        """Raise `FileStorageFull` if an upload of ``size`` bytes would exceed the tenant's maximum."""
+        await self._database.read(
+            lambda connection: enforce_upload_quota(
+                connection, owner, size, max_bytes=self._max_upload_bytes
+            )
+        )
 
     async def add(self, artifact: Artifact, *, owner: str, job_id: str | None = None) -> None:
-        """Store the metadata of an artifact unless its id exists already."""
-        await self._database.write(
-            lambda connection: insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
-        )
+        """Store the metadata of an artifact unless its id exists already.
+
+        Without ``job_id`` it is an upload; raise `FileStorageFull` if the tenant has no room for it.
+        """
+
+        def add(connection: sa.Connection) -> None:
+            if job_id is None:
+                self._enforce_quota(connection, owner, artifact)
+            insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
+
+        await self._database.write(add)
 
     async def add_or_restore(self, artifact: Artifact, *, owner: str) -> None:
         """Store the metadata of an upload; restore the artifact if its owner had deleted it.
 
         An existing artifact with this id but other content or another owner is left unchanged.
+
+        Raises:
+            FileStorageFull: the tenant has no room for the upload.
         """
 
         def add(connection: sa.Connection) -> None:
+            self._enforce_quota(connection, owner, artifact)
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
             update = artifacts.update().where(
                 artifacts.c.id == artifact.id,
@@ -303,6 +329,9 @@ class ArtifactStore:
         if await self._database.write(hide) == 0:
             raise _new_not_found_error(artifact_id)
 
+    def _enforce_quota(self, connection: sa.Connection, owner: str, artifact: Artifact) -> None:
+        enforce_upload_quota(connection, owner, artifact.size, max_bytes=self._max_upload_bytes)
+
     async def _fetch_row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:
         query = sa.select(artifacts).where(
             artifacts.c.id == artifact_id, artifacts.c.owner == owner
@@ -311,6 +340,25 @@ class ArtifactStore:
         if row is None:
             raise _new_not_found_error(artifact_id)
         return row
+
+
+def enforce_upload_quota(
+    connection: sa.Connection, owner: str, size: int, *, max_bytes: int
+) -> None:
+    """Raise `FileStorageFull` if another upload of ``size`` bytes would exceed ``max_bytes``.
+
+    Files of ``/v1/files`` have a quota of the same size of their own (`moyin.store.files`).
+    """
+    query = sa.select(sa.func.coalesce(sa.func.sum(artifacts.c.size), 0)).where(
+        artifacts.c.owner == owner, artifacts.c.job_id.is_(None), artifacts.c.deleted_at.is_(None)
+    )
+    used_bytes = int(connection.execute(query).scalar_one())
+    if used_bytes + size > max_bytes:
+        raise FileStorageFull(
+            f"your uploads have {used_bytes} bytes together, and at most {max_bytes} are stored: "
+            "delete artifacts that you no longer need",
+            details={"used_bytes": used_bytes, "max_bytes": max_bytes},
+        )
 
 
 def insert_artifacts(

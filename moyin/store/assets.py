@@ -19,6 +19,10 @@ class AssetStore:
         """Return an uploaded or rendered artifact of the owner, or raise `ArtifactNotFound`."""
         return await self._artifacts.get_with_origin(owner, artifact_id)
 
+    async def require_room(self, owner: str, size: int) -> None:
+        """Raise `FileStorageFull` if an upload of ``size`` bytes would exceed the tenant's maximum."""
+        await self._artifacts.require_room(owner, size)
+
     async def add(
         self, owner: str, artifact: Artifact, *, expected_hash: str | None
     ) -> tuple[StoredArtifact, bool]:

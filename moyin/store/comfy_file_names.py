@@ -11,7 +11,12 @@ from sqlalchemy.exc import IntegrityError
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import ComfyFileName
 from moyin.errors import ServiceUnavailable
-from moyin.store.artifacts import insert_artifacts, parse_artifact
+from moyin.store.artifacts import (
+    MAX_UPLOAD_BYTES,
+    enforce_upload_quota,
+    insert_artifacts,
+    parse_artifact,
+)
 from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, now
 
@@ -21,10 +26,15 @@ _ATTEMPTS = 10
 
 
 class UploadStore:
-    """Maps the file names of an owner to artifacts."""
+    """Maps the file names of an owner to artifacts.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        max_upload_bytes: the maximum total size of a tenant's uploads in bytes.
+    """
+
+    def __init__(self, database: Database, *, max_upload_bytes: int = MAX_UPLOAD_BYTES) -> None:
         self._database = database
+        self._max_upload_bytes = max_upload_bytes
 
     async def put(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, may_replace: bool
@@ -35,6 +45,7 @@ class UploadStore:
             The artifact that has the name now.
 
         Raises:
+            FileStorageFull: the tenant has no room for the upload.
             ServiceUnavailable: other requests keep assigning and deleting the name.
         """
         values = {
@@ -51,6 +62,7 @@ class UploadStore:
         )
 
         def put(connection: sa.Connection) -> None:
+            enforce_upload_quota(connection, owner, artifact.size, max_bytes=self._max_upload_bytes)
             # The name of a deleted artifact is free.
             is_replaceable = sa.true() if may_replace else sa.not_(is_visible)
             connection.execute(uploads.delete().where(_has_name(owner, name), is_replaceable))

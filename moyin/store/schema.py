@@ -157,6 +157,17 @@ artifacts = sa.Table(
         sqlite_where=sa.text("job_id IS NOT NULL AND deleted_at IS NULL"),
         postgresql_where=sa.text("job_id IS NOT NULL AND deleted_at IS NULL"),
     ),
+    # The sizes of a tenant's uploads, which are summed for each further one.
+    sa.Index(
+        "ix_artifacts_upload_sizes",
+        "owner",
+        # Both are NULL, but without them SQLite would read the table as well.
+        "job_id",
+        "deleted_at",
+        "size",
+        sqlite_where=sa.text("job_id IS NULL AND deleted_at IS NULL"),
+        postgresql_where=sa.text("job_id IS NULL AND deleted_at IS NULL"),
+    ),
     sa.Index(
         "ix_artifacts_deleted_at",
         "deleted_at",

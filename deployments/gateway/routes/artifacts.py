@@ -82,7 +82,13 @@ def new_artifact_routes(
         artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
-                blobs, upload, artifact_id, name=name or upload.name, declared_type=upload.declared
+                blobs,
+                upload,
+                artifact_id,
+                owner=owner,
+                require_room=artifacts.require_room,
+                name=name or upload.name,
+                declared_type=upload.declared,
             )
         earlier_artifact = (
             await _find_stored_artifact(artifacts, owner, artifact)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mail, Mailer
@@ -26,6 +28,8 @@ from moyin.store.users import UserStore
 
 _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
+# Seconds after a request for a mail when its token is created.
+_RESET_DELAY_SECONDS = 0.1
 _INVITATION_LIFETIME = timedelta(days=7)
 _RESET_MAIL = "Set a new password", "You can set a new password"
 # Maximum number of mails that wait to be sent; further mails are dropped and can be requested
@@ -226,15 +230,14 @@ class SignInService:
     async def request_password_reset(self, email: str, address: str) -> None:
         """Mail a token that sets a new password, if an account has this email.
 
-        The result is the same if no account has it, so that callers cannot find out. Too many
-        requests raise `TooManyAttempts`.
+        The result is the same if no account has it, and takes as long, so that callers cannot find
+        out. Too many requests raise `TooManyAttempts`.
         """
         email = email.lower()
         await self._attempt_limits.count_mail_request(email, address)
         user = await self._users.find_by_email(email)
         if user is not None and user.disabled_at is None:
-            token = await self._sessions.create_reset_token(user.id, _RESET_LIFETIME)
-            self._mail_in_background(user, *_RESET_MAIL, token)
+            self._mail_in_background(user, *_RESET_MAIL, token=None)
 
     async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
         """Create and return a token that sets a user's password; earlier tokens become invalid."""
@@ -357,12 +360,14 @@ class SignInService:
             device_token=None if is_refresh else self._devices.issue_token(user.id),
         )
 
-    def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:
+    def _mail_in_background(
+        self, user: User, subject: str, opening: str, token: str | None
+    ) -> None:
         """Send a mail in the background, so that response times do not reveal which emails exist.
 
         Args:
             opening: the sentence before the link.
-            token: the token that the link contains.
+            token: the token that the link contains; if None, a new one that sets the password.
         """
         if user.email is None or len(self._pending_mails) >= _MAX_PENDING_MAILS:
             _log.warning(
@@ -372,23 +377,23 @@ class SignInService:
                 len(self._pending_mails),
             )
             return
-        link = self.policy.reset_url.replace("{token}", token) or token
-        mail = Mail(
-            to=user.email,
-            subject=subject,
-            text=f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n",
-        )
-        task = asyncio.create_task(self._send_and_log_errors(mail, user.id))
+        task = asyncio.create_task(self._mail(user.id, user.email, subject, opening, token))
         self._pending_mails.add(task)
         task.add_done_callback(self._pending_mails.discard)
 
-    async def _send_and_log_errors(self, mail: Mail, user_id: str) -> None:
+    async def _mail(
+        self, user_id: str, email: str, subject: str, opening: str, token: str | None
+    ) -> None:
+        """Send a mail, and log an error instead of raising one."""
         try:
-            await self._mailer.send(mail)
-        except (OSError, ValueError) as error:
+            if token is None:
+                # Until the response is sent, the database and the processor do nothing for the token.
+                await asyncio.sleep(_RESET_DELAY_SECONDS)
+                token = await self._sessions.create_reset_token(user_id, _RESET_LIFETIME)
+            link = self.policy.reset_url.replace("{token}", token) or token
+            text = f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n"
+            await self._mailer.send(Mail(to=email, subject=subject, text=text))
+        except (OSError, SQLAlchemyError, ValueError) as error:
             _log.error(
-                "mail %r to user %s could not be sent: %s",
-                mail.subject,
-                user_id,
-                type(error).__name__,
+                "mail %r to user %s could not be sent: %s", subject, user_id, type(error).__name__
             )

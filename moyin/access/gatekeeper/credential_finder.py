@@ -29,6 +29,8 @@ _SECURE_SCHEMES = frozenset({"https", "wss"})
 _KEY_PARAMETER, _TOKEN_PARAMETER = "api_key", "token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+# An origin as browsers serialize it (RFC 6454, section 6.2); schemes and hosts in any case.
+_ORIGIN = re.compile(r"https?://(?:[\w.-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?", re.ASCII | re.I)
 RequestPredicate = Callable[[Scope], bool]
 
 
@@ -198,12 +200,11 @@ def _remove_parameter(query: str, name: str) -> str:
 
 def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
     """Return True if the Origin header has the request's host; the scheme may differ."""
-    if not re.fullmatch(r"[\w.:\[\]-]+", host):
+    # `urlsplit` alone would accept userinfo, paths and port 0, which no browser sends here.
+    if not re.fullmatch(r"[\w.:\[\]-]+", host) or not _ORIGIN.fullmatch(origin):
         return False
     try:
         origin_address = urlsplit(origin)
-        if origin_address.scheme not in ("http", "https"):
-            return False
         own_address = urlsplit(f"//{host}")
         origin_port = origin_address.port or _PORTS[origin_address.scheme]
         # A proxy that terminates TLS changes the scheme. Behind it, a host without a port has the

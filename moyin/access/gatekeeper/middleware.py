@@ -12,7 +12,12 @@ from moyin.access.gatekeeper.credential_finder import CredentialFinder, RequestP
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
-from moyin.access.gatekeeper.replica_memory import BodyMemory, CountedBody, OpenSockets
+from moyin.access.gatekeeper.replica_memory import (
+    MAX_IN_PROGRESS,
+    BodyMemory,
+    CountedBody,
+    OpenConnections,
+)
 from moyin.access.gatekeeper.request import Request
 from moyin.domain.identity import Identity
 from moyin.errors import MissingKey, MoyinError
@@ -39,6 +44,7 @@ class Gatekeeper:
             if None, the app gets all bodies decoded.
         body_limit_of: returns the maximum size of a request's body in bytes, or None for any size.
             Without it, ``max_body_bytes`` applies to all requests.
+        max_in_progress: the most requests, and the most WebSockets, that a tenant may have at a time.
         public_paths: the paths that need no key, or a function that returns True for such requests.
         credential_finder: finds the key of a request.
     """
@@ -58,6 +64,7 @@ class Gatekeeper:
         error_renderer_of: Callable[[Scope], ErrorRenderer] | None = None,
         keeps_encoding: RequestPredicate | None = None,
         body_limit_of: Callable[[Scope], int | None] | None = None,
+        max_in_progress: int = MAX_IN_PROGRESS,
     ) -> None:
         self._app = app
         self._service = service
@@ -73,7 +80,8 @@ class Gatekeeper:
         self._keeps_encoding = keeps_encoding or (lambda scope: False)
         self.monitor = CredentialMonitor(authenticator)
         self._body_memory = BodyMemory(max_body_bytes)
-        self._open_sockets = OpenSockets()
+        self._open_requests = OpenConnections("requests in progress", max_in_progress)
+        self._open_sockets = OpenConnections("WebSockets open", max_in_progress)
         self._adds_request_id = True
 
     def disable_request_id(self) -> Gatekeeper:
@@ -112,12 +120,13 @@ class Gatekeeper:
                 _read_content_length(scope),
             )
             try:
-                await self._app(scope, counted_body.receive, request.send)
+                with self._open_requests.count(request.identity):
+                    await self._app(scope, counted_body.receive, request.send)
             finally:
                 counted_body.release()
         else:
             request.monitor_credential(self.monitor)
-            with self._open_sockets.count(request.context):
+            with self._open_sockets.count(request.identity):
                 await self._app(scope, receive, request.send)
 
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:

@@ -1,4 +1,4 @@
-"""Bounds the memory of a replica that large bodies and WebSockets occupy, in total and per tenant.
+"""Bounds what requests and WebSockets of one tenant, and large bodies of all, occupy in a replica.
 
 A replica that uses too much memory is ended, with the requests of every tenant. Without these
 bounds, a few dozen requests of one tenant would suffice for that.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from moyin.access.gatekeeper.asgi import Message, Receive
 from moyin.access.gatekeeper.context import RequestContext
+from moyin.domain.identity import Identity
 from moyin.errors import Overloaded
 
 # A body is parsed and encoded again, so a replica needs several times its size. The default limit
@@ -20,8 +21,9 @@ from moyin.errors import Overloaded
 _TOTAL_BYTES = 320 * 1024 * 1024
 # Bodies of at most this size are always accepted, also while large ones occupy all of the memory.
 _UNCOUNTED_BYTES = 64 * 1024
-# Each may hold an unfinished message; `ReplicaServer` bounds its size.
-_MAX_TENANT_SOCKETS = 1_024
+# The most requests, and the most WebSockets, of a tenant in a replica. Each WebSocket may hold an
+# unfinished message; `ReplicaServer` bounds its size.
+MAX_IN_PROGRESS = 1_024
 
 
 @dataclass(slots=True)
@@ -107,19 +109,35 @@ class CountedBody:
             self._counted_bytes = 0
 
 
-class OpenSockets:
-    """Counts the open WebSockets in one replica, by tenant."""
+class OpenConnections:
+    """Counts the requests in progress, or the open WebSockets, in one replica by tenant.
 
-    def __init__(self) -> None:
+    Args:
+        noun: what is counted, for the error message.
+        limit: the most that a tenant may have.
+    """
+
+    def __init__(self, noun: str, limit: int) -> None:
+        self._noun = noun
+        self._limit = limit
         self._open: Counter[str] = Counter()
 
     @contextmanager
-    def count(self, context: RequestContext) -> Iterator[None]:
-        """Count a WebSocket during the block; raise `Overloaded` if its tenant has too many."""
-        owner = "" if context.identity is None else context.identity.owner
-        if self._open[owner] >= _MAX_TENANT_SOCKETS:
+    def count(self, identity: Identity | None) -> Iterator[None]:
+        """Count one during the block; raise `Overloaded` if its tenant has too many.
+
+        Requests without a key are not counted, because they would all share one bound: a stranger
+        could keep others from signing in. Moyin's services act for tenants in bounded numbers.
+        """
+        if identity is None or identity.service is not None:
+            yield
+            return
+        owner = identity.owner
+        if self._open[owner] >= self._limit:
             raise Overloaded(
-                f"you have {_MAX_TENANT_SOCKETS} WebSockets open: close some first", retry_after=5
+                f"you have {self._limit} {self._noun} at a time: wait until some have ended",
+                retry_after=5,
+                details={"max_in_progress": self._limit},
             )
         self._open[owner] += 1
         try:

@@ -16,6 +16,7 @@ from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.access.fixtures import PASSWORD, QUICK, AccountsApp
+from tests.waiting import eventually
 
 # One app for each kind of database: its tests share a loop and leave each other's users alone.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -219,6 +220,7 @@ async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsApp)
         await accounts.call("POST", "/password/forgot", None, {"email": email}) for _ in "12345"
     ]
     assert [answer.status for answer in repeated_responses] == [202] * 4 + [429]
+    await eventually(lambda: len(accounts.outbox.mails) == 4)
     token = await accounts.outbox.take_token(email)
     body = {"token": token, "password": "a brand new one"}
     await accounts.expect_ok("POST", "/password/reset", None, body)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from moyin.store import artifacts as artifact_store
 from tests.integration.gateway.fixtures import Farm
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 1000
@@ -193,3 +195,23 @@ async def test_interrupted_upload_leaves_no_files(farm: Farm) -> None:
             (await farm.submit_job({"kind": "http", "request": {"path": "/x"}}))["id"]
         )
     assert remaining_files == []
+
+
+@pytest.mark.parametrize("path", ["/artifacts", "/upload/image", "/api/v2/assets"])
+async def test_an_upload_beyond_the_quota_is_refused(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    enforce_quota = partial(artifact_store.enforce_upload_quota)
+
+    def enforce_small_quota(connection: Any, owner: str, size: int, *, max_bytes: int) -> None:
+        assert max_bytes == artifact_store.MAX_UPLOAD_BYTES
+        enforce_quota(connection, owner, size, max_bytes=1)
+
+    monkeypatch.setattr(artifact_store, "enforce_upload_quota", enforce_small_quota)
+    content = PNG + path.encode()
+    form = aiohttp.FormData()
+    form.add_field("image" if "image" in path else "file", content, filename="a.png")
+    async with farm.client.post(path, data=form) as response:
+        assert response.status == 413
+        assert "file_storage_full" in await response.text()
+    assert not await farm.blobs.exists(hashlib.sha256(content).hexdigest())

@@ -5,9 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
-from moyin.store.artifacts import ArtifactFilter
+from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import ComfyFileName
+from moyin.errors import FileStorageFull
+from moyin.store.artifacts import ArtifactFilter, ArtifactStore, generate_artifact_id
+from moyin.store.comfy_file_names import UploadStore
 from moyin.store.pages import fetch_page
 from moyin.store.sql import Database
 
@@ -44,3 +49,44 @@ async def test_an_index_finds_favourites_among_many_files(database: Database) ->
         partial(explain_query, artifact_filter=ArtifactFilter())
     )
     assert "USING INDEX ix_artifacts_visible (owner=?)" in plan_without_filter
+
+
+def _make_artifact(size: int) -> Artifact:
+    return Artifact(
+        id=generate_artifact_id(), name="a.png", media_type="image/png", size=size, sha256="0" * 64
+    )
+
+
+async def test_the_uploads_of_a_tenant_are_bounded_together(database: Database) -> None:
+    artifacts = ArtifactStore(database, max_upload_bytes=10)
+    uploads = UploadStore(database, max_upload_bytes=10)
+    name = ComfyFileName(type="input", subfolder="", filename="a.png")
+    first = _make_artifact(4)
+    await artifacts.add(first, owner="ann")
+    await uploads.put("ann", name, _make_artifact(5), may_replace=True)
+    with pytest.raises(FileStorageFull, match="9 bytes together, and at most 10") as exc_info:
+        await artifacts.add(_make_artifact(2), owner="ann")
+    assert exc_info.value.details == {"used_bytes": 9, "max_bytes": 10}
+    with pytest.raises(FileStorageFull):
+        await artifacts.add_or_restore(_make_artifact(2), owner="ann")
+    with pytest.raises(FileStorageFull):
+        await uploads.put("ann", name, _make_artifact(2), may_replace=True)
+    with pytest.raises(FileStorageFull):
+        await artifacts.require_room("ann", 2)
+    await artifacts.require_room("ann", 1)
+    # Neither outputs of jobs nor other tenants' uploads count, and deletion makes room.
+    await artifacts.add(
+        _make_artifact(100), owner="ann", job_id="00000000-0000-0000-0000-000000000000"
+    )
+    await artifacts.add(_make_artifact(10), owner="bob")
+    await artifacts.delete("ann", first.id)
+    await artifacts.add(_make_artifact(5), owner="ann")
+
+
+async def test_sizes_of_uploads_are_summed_by_an_index(database: Database) -> None:
+    query = (
+        "EXPLAIN QUERY PLAN SELECT sum(size) FROM artifacts "
+        "WHERE owner = 'ann' AND job_id IS NULL AND deleted_at IS NULL"
+    )
+    plan = await database.read(lambda connection: connection.exec_driver_sql(query).fetchall())
+    assert "COVERING INDEX ix_artifacts_upload_sizes" in str(plan)

@@ -48,7 +48,7 @@ def new_asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedel
         artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
-                blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,
+                blobs, upload, artifact_id, owner=owner, require_room=assets.require_room, name=upload.fields.get("file_path") or upload.name,
                 declared_type=upload.fields.get("content_type") or upload.declared,
             )  # fmt: skip
             stored_asset, is_new = await assets.add(

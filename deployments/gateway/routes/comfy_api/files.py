@@ -92,7 +92,13 @@ def new_file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConver
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, generate_artifact_id(), name=name.filename, declared_type=upload.declared
+            blobs,
+            upload,
+            generate_artifact_id(),
+            owner=owner,
+            require_room=files.artifacts.require_room,
+            name=name.filename,
+            declared_type=upload.declared,
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
         final_name, stored_artifact = await files.add_upload(

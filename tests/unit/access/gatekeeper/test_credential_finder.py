@@ -149,6 +149,14 @@ OWN = "http://gateway.example:8000"
         ({"origin": "http://["}, False),
         ({"origin": "http://gateway.example:x"}, False),
         ({"origin": "file://gateway.example:8000"}, False),
+        ({"origin": "HTTP://GATEWAY.EXAMPLE:8000"}, True),
+        ({"origin": "http://evil@gateway.example:8000"}, False),
+        ({"origin": "http://evil.example\\@gateway.example:8000"}, False),
+        ({"origin": "http://gateway.example:8000/evil"}, False),
+        ({"origin": "http://gateway.example:8000#evil"}, False),
+        ({"origin": "http://gateway.example.:8000"}, False),
+        ({"origin": "http://gateway.example:08000"}, False),
+        ({"origin": "http://gateway.example:8000, http://evil.example"}, False),
         ({}, False),
     ],
 )
@@ -180,10 +188,17 @@ def test_get_requests_and_header_keys_need_no_origin() -> None:
         ("https://gateway.example", "gateway.example"),  # TLS is terminated in front
         ("https://gateway.example", "GATEWAY.example:443"),
         ("http://[::1]:8000", "[::1]:8000"),
+        ("http://gateway.example.", "gateway.example."),
     ],
 )
 def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
     require_same_origin(make_scope_with_headers({"origin": origin, "host": host}, method="POST"))
+
+
+@pytest.mark.parametrize("origin", ["http://gateway.example:0", "https://gateway.example:0"])
+def test_port_zero_is_no_default_port(origin: str) -> None:
+    with pytest.raises(CrossSiteRequest):
+        require_same_origin(make_scope(method="POST", origin=origin, host="gateway.example"))
 
 
 def test_a_client_without_origin_headers_may_sign_in() -> None:

@@ -414,6 +414,34 @@ async def test_a_disconnect_cancels_the_request() -> None:
     assert metrics.summaries == [("hang", "POST", 499)]
 
 
+async def test_requests_in_progress_of_a_tenant_are_bounded() -> None:
+    app, metrics = HangingApp(), RecordingObserver()
+    client = GatekeeperClient()
+    client.app = Gatekeeper(
+        app, service="hang", authenticator=make_authenticator(), error_renderer=render_problem_details,
+        max_body_bytes=LIMIT, observer=metrics, public_paths=frozenset({"/open"}), max_in_progress=1,
+    )  # fmt: skip
+    hanging_tasks = [asyncio.create_task(client.call(headers={"x-api-key": "good"}))]
+    await app.is_working.wait()
+    status, headers, answer, _ = await client.call(headers={"x-api-key": "good"})
+    problem = json.loads(answer)
+    assert (status, problem["code"], problem["max_in_progress"]) == (429, "overloaded", 1)
+    assert headers["retry-after"] == "5"
+    for path, sent_headers in (("/", {"x-api-key": "other"}), ("/open", {}), ("/open", {})):
+        app.is_working.clear()
+        hanging_tasks.append(asyncio.create_task(client.call(path, headers=sent_headers)))
+        await app.is_working.wait()
+    for task in hanging_tasks:
+        task.cancel()
+    await asyncio.gather(*hanging_tasks, return_exceptions=True)
+    app.is_working.clear()
+    next_task = asyncio.create_task(client.call(headers={"x-api-key": "good"}))
+    async with asyncio.timeout(10):
+        await app.is_working.wait()
+    next_task.cancel()
+    await asyncio.gather(next_task, return_exceptions=True)
+
+
 async def test_a_cancellation_by_the_server_is_not_swallowed() -> None:
     app, metrics = HangingApp(), RecordingObserver()
     client = GatekeeperClient()

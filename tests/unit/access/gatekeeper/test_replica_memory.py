@@ -5,7 +5,7 @@ import pytest
 from moyin.access.gatekeeper import replica_memory
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.context import RequestContext
-from moyin.access.gatekeeper.replica_memory import BodyMemory, CountedBody, OpenSockets
+from moyin.access.gatekeeper.replica_memory import BodyMemory, CountedBody, OpenConnections
 from moyin.domain.identity import Identity
 from moyin.errors import Overloaded
 
@@ -103,13 +103,21 @@ async def test_bodies_without_a_key_share_one_bound() -> None:
         await body.receive()
 
 
-def test_websockets_of_a_tenant_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_memory, "_MAX_TENANT_SOCKETS", 2)
-    sockets = OpenSockets()
-    with sockets.count(make_context()), sockets.count(make_context()):
-        with pytest.raises(Overloaded, match="2 WebSockets"), sockets.count(make_context()):
+def test_websockets_of_a_tenant_are_bounded() -> None:
+    sockets = OpenConnections("WebSockets open", 2)
+    ada, bob = Identity(owner="ada", key_id="k"), Identity(owner="bob", key_id="k")
+    with sockets.count(ada), sockets.count(ada):
+        with pytest.raises(Overloaded, match="2 WebSockets open"), sockets.count(ada):
             raise AssertionError("a third WebSocket was accepted")
-        with sockets.count(make_context("bob")):
+        with sockets.count(bob):
             pass
-    with sockets.count(make_context()):
+    with sockets.count(ada):
         pass
+
+
+def test_strangers_and_services_are_not_counted() -> None:
+    requests = OpenConnections("requests in progress", 1)
+    service = Identity(owner="ada", key_id="k", service="workers")
+    for identity in (None, service):
+        with requests.count(identity), requests.count(identity):
+            pass
