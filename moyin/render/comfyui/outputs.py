@@ -66,9 +66,11 @@ class StoredResult:
 class OutputStore:
     """Stores the output files of one ComfyUI process, and remembers the stored files.
 
-    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt wrote.
-    These files have been moved away, so the store remembers their digests by name. If a file with
-    the name exists again, that file is stored, because some nodes always write to the same name.
+    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt of the
+    same tenant wrote. These files have been moved away, so the store remembers their digests by
+    tenant and name. If a file with the name exists again, that file is stored, because some nodes
+    always write to the same name. A node may report any name, so a name alone leads to no file of
+    another tenant.
 
     Args:
         max_bytes: largest total size in bytes of a prompt's output files.
@@ -79,7 +81,7 @@ class OutputStore:
         self._blobs = blobs
         self._max_bytes = max_bytes
         # The stored files, each with the version of the file that was read.
-        self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
+        self._stored: BoundedDict[tuple[str, OutputFile], tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_MAX_STORED)
         # How many bytes were stored for each running prompt before its end.
         self._early_bytes: BoundedDict[str, int] = BoundedDict(_MAX_EARLY_PROMPTS)
@@ -162,7 +164,8 @@ class OutputStore:
         Raises `RenderFailed` if the file has more than ``max_bytes``.
         """
         name = make_unique_name(output, prompt_id)
-        known_file, version = self._stored.get(output, (None, None))
+        key = self._written.get_tenant(prompt_id), output
+        known_file, version = self._stored.get(key, (None, None))
         file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
@@ -192,7 +195,7 @@ class OutputStore:
         stored_file = PromptFile(
             name=name, media_type=media_type, size=blob.size, sha256=blob.sha256
         )
-        self._stored[output] = (stored_file, version)
+        self._stored[key] = (stored_file, version)
         return stored_file
 
     def _make_size_error(self) -> RenderFailed:
