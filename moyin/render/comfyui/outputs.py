@@ -6,8 +6,7 @@ import asyncio
 import errno
 import mimetypes
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -16,6 +15,12 @@ from typing import Any, BinaryIO, TypeAlias
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
+from moyin.render.comfyui.output_names import (
+    MAX_FILES,
+    check_outputs,
+    is_name_allowed,
+    is_output_allowed,
+)
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
     NodeOutputFile,
@@ -31,11 +36,6 @@ from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
 _MAX_STORED = 4096
-# The result of a step lists its files, and Temporal refuses results of more than 2 MiB.
-_MAX_FILES = 4096
-# Linux allows no longer names. Control characters would disturb terminals and HTTP headers.
-_MAX_NAME_BYTES = 255
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_EARLY_PROMPTS = 256
 _Version: TypeAlias = tuple[int, int, int]
 # Media types that Python does not know, or reads from files of the machine.
@@ -121,10 +121,10 @@ class OutputStore:
         remaining_bytes = self._max_bytes
         outputs = list_output_files(entry)
         if has_succeeded(entry):
-            _check_outputs(outputs)
+            check_outputs(outputs)
         else:
             # The error of the node is reported, and not what is wrong with its files.
-            outputs = [output for output in outputs if _is_name_allowed(output.file)][:_MAX_FILES]
+            outputs = list(filter(is_output_allowed, outputs))[:MAX_FILES]
         for output in outputs:
             file = await self._store_file(prompt_id, output.file, remaining_bytes)
             if file is not None:
@@ -143,7 +143,7 @@ class OutputStore:
         """
         stored_files = []
         async with self._store_lock:
-            for file in islice(filter(_is_name_allowed, find_files(output)), _MAX_FILES):
+            for file in islice(filter(is_name_allowed, find_files(output)), MAX_FILES):
                 early_bytes = self._early_bytes.get(prompt_id, 0)
                 try:
                     stored_file = await self._store_file(
@@ -203,26 +203,6 @@ class OutputStore:
             f"the render's output files exceed the limit of {self._max_bytes:,} bytes: write fewer "
             "or smaller files"
         )
-
-
-def _check_outputs(outputs: Sequence[NodeOutputFile]) -> None:
-    """Raise `RenderFailed` if the files are too many, or one has a name that is not allowed."""
-    if len(outputs) > _MAX_FILES:
-        raise RenderFailed(
-            f"the render has {len(outputs):,} output files, which exceeds the limit of "
-            f"{_MAX_FILES:,}: write fewer files, or one archive or video"
-        )
-    for output in outputs:
-        if not _is_name_allowed(output.file):
-            raise RenderFailed(
-                f"node {output.node[:_MAX_NAME_BYTES]} has written a file whose name has control "
-                f"characters or more than {_MAX_NAME_BYTES} bytes: let the node choose another name"
-            )
-
-
-def _is_name_allowed(file: OutputFile) -> bool:
-    has_control_character = _CONTROL_CHARACTER.search(file.subfolder + file.filename) is not None
-    return not has_control_character and len(file.filename.encode()) <= _MAX_NAME_BYTES
 
 
 def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:

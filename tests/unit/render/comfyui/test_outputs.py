@@ -170,16 +170,51 @@ async def test_outputs_of_all_kinds_have_their_media_types(
 
 
 @pytest.mark.parametrize(
-    "name", ["line\nfeed.png", "escape\x1b[2J.png", "c1\x9b.png", "x" * 256, "ü" * 128, "a\0.png"]
+    ("name", "fault"),
+    [
+        ("line\nfeed.png", "control characters"),
+        ("escape\x1b[2J.png", "control characters"),
+        ("c1\x9b.png", "control characters"),
+        ("a\0.png", "control characters"),
+        ("gnp.\u202eexe", "marks of direction"),
+        ("\ud83d.png", "invalid Unicode"),
+        ("x" * 256, "more than 255 bytes"),
+        ("ü" * 128, "more than 255 bytes"),
+        ("x" * 256 + "/a.png", "more than 255 bytes"),
+        ("/".join(["folder"] * 200), "more than 1,024 bytes"),
+        ("/".join(["f"] * 40), "more than 32 folders"),
+        ("../a.png", "no place inside its folder"),
+        ("/etc/passwd", "no place inside its folder"),
+        ("", "no place inside its folder"),
+    ],
 )
-async def test_name_that_harms_terminals_or_headers_fails_its_render(
-    folder: ProcessFolder, blobs: BlobStore, name: str
+async def test_name_that_harms_others_fails_its_render(
+    folder: ProcessFolder, blobs: BlobStore, name: str, fault: str
 ) -> None:
     outputs = new_outputs(folder, blobs)
-    with pytest.raises(RenderFailed, match="node 1 has written a file whose name has control"):
-        await outputs.collect(FIRST_PROMPT, make_entry(name))
-    with pytest.raises(RenderFailed, match="whose name has control"):
-        await outputs.collect(FIRST_PROMPT, make_entry("a.png", "sub\nfolder"))
+    folder_name, _, filename = name.rpartition("/")
+    for entry in (make_entry(name), make_entry(filename, folder_name)):
+        with pytest.raises(
+            RenderFailed, match=f"node 1 has written a file whose name has .*{fault}"
+        ):
+            await outputs.collect(FIRST_PROMPT, entry)
+        assert await outputs.collect_node_output(FIRST_PROMPT, entry.outputs["1"]) == []
+
+
+@pytest.mark.parametrize(("node", "slot"), [("n" * 1_000_000, "images"), ("1", "s" * 1_000_000)])
+async def test_name_of_a_node_or_slot_is_not_repeated_for_4096_files(
+    folder: ProcessFolder, blobs: BlobStore, node: str, slot: str
+) -> None:
+    """The result, which goes through Ray, would have 4 GB."""
+    outputs, entry = new_outputs(folder, blobs), make_entry("a.png")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "a.png", b"a")
+    entry.outputs[node] = {slot: entry.outputs.pop("1")["images"] * 4096}
+    with pytest.raises(RenderFailed, match=r"has an output whose id or name .* 255 bytes"):
+        await outputs.collect(FIRST_PROMPT, entry)
+    failed_entry = entry.model_copy(update={"status": HistoryStatus()})
+    result = await outputs.collect(FIRST_PROMPT, failed_entry)
+    assert result is not None
+    assert result.done.files == ()
 
 
 async def test_too_many_files_fail_their_render(folder: ProcessFolder, blobs: BlobStore) -> None:
@@ -251,7 +286,7 @@ async def test_links_pipes_and_sockets_are_not_stored(
     (output_folder / os.fsdecode(b"\xff\n.png")).write_bytes(b"not UTF-8")
     written_files.end_prompt(FIRST_PROMPT)
     outputs = OutputStore(written_files, blobs, 1_000)
-    for name in ("pipe.png", "link.png", "dangling.png", "socket.png", "\ufffd.png", "../../etc"):
+    for name in ("pipe.png", "link.png", "dangling.png", "socket.png", "\ufffd.png"):
         folder.done.joinpath(FIRST_PROMPT).mkdir(exist_ok=True)
         assert await outputs.collect(FIRST_PROMPT, make_entry(name)) is None
     assert not list(folder.done.iterdir())
