@@ -12,14 +12,14 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from actors.placement import NAMESPACE
 from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
-from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
+from moyin.errors import BackendError, InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.render.comfyui.tenant import make_tenant_id
 from moyin.system.bounded import BoundedDict
@@ -83,6 +83,7 @@ class ServePoolClient:
         """Return the response of a renderer of the pool to GET ``path``.
 
         Raises:
+            BackendError: ComfyUI's response is too large.
             ServiceUnavailable: the pool does not respond.
         """
         response: PoolResponse = await self._call_pool(pool, "get", path)
@@ -164,6 +165,9 @@ class ServePoolClient:
             if not isinstance(error, MoyinError):
                 self._handles.pop(pool, None)
                 self._paused_until[pool] = time.monotonic() + self._pause_seconds
+            elif isinstance(error, BackendError):
+                # Serve raises an error of its own that is an instance of both classes.
+                raise (error.cause if isinstance(error, RayTaskError) else error) from None
             raise ServiceUnavailable(
                 f"render pool {pool!r} does not respond; try again", retry_after=self._pause_seconds
             ) from error

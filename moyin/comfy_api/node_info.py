@@ -28,7 +28,7 @@ from moyin.comfy_api.protocol.node_info import (
 from moyin.domain.limits import PoolRules
 from moyin.domain.render_run import RenderTariff
 from moyin.domain.serialization import decode
-from moyin.errors import NotFound, ServiceUnavailable
+from moyin.errors import BackendError, NotFound, ServiceUnavailable
 from moyin.render.comfyui.bridge.input_rules import Rule, derive_rules
 from moyin.render.comfyui.pool_client import (
     FRESH_RESPONSE_SECONDS,
@@ -55,6 +55,8 @@ _INPUT_RULES_SECONDS = 300.0
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _MAX_ENTRIES = 128
+# A pool that does not respond, or whose response is too large.
+_NO_RESPONSE = (ServiceUnavailable, BackendError)
 T = TypeVar("T")
 
 
@@ -274,11 +276,14 @@ class NodeInfoCache:
             *(self._pool_responses.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
+            if isinstance(result, BaseException) and not isinstance(result, _NO_RESPONSE):
                 raise result
         responses_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
+        for result in results:
+            if isinstance(result, BackendError) and not responses_by_pool:
+                raise result
         if not responses_by_pool and pools:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
@@ -309,7 +314,7 @@ class NodeInfoCache:
                         " try again later",
                         retry_after=5,
                     ) from None
-            except ServiceUnavailable:
+            except _NO_RESPONSE:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, seconds_left))
         inventory_and_rules = await self._get_parsed_nodes(pool, response)
@@ -332,7 +337,7 @@ class NodeInfoCache:
                 response = await self._pool_responses.fetch(
                     pool, NODES_PATH, fresh_seconds, wait_seconds
                 )
-        except (ServiceUnavailable, TimeoutError):
+        except (*_NO_RESPONSE, TimeoutError):
             return None
         return await self._get_parsed_nodes(pool, response)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -11,7 +11,13 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
-from moyin.errors import InvalidGraph, RenderFailed, ServiceUnavailable, WorkerLost
+from moyin.errors import (
+    BackendError,
+    InvalidGraph,
+    RenderFailed,
+    ServiceUnavailable,
+    WorkerLost,
+)
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.untrusted_json import (
     DEFAULT_LIMITS,
@@ -39,7 +45,8 @@ _FILE_PATHS = "/extensions/"
 # Each request holds up to 32 MiB and the values in it, and takes a call of the actor.
 _MAX_GETS = 4
 _MAX_WAITING_GETS = 48
-# Longer JSON is parsed in a thread, so that events and other calls do not wait.
+# Longer JSON is parsed and searched for paths in a thread, so that events and other calls do not
+# wait.
 _MAX_INLINE_BYTES = 256 * 1024
 # Longer messages, which may contain names that a node chose, would not help.
 _MAX_MESSAGE = 500
@@ -142,8 +149,10 @@ class ComfyClient:
             # this id.
             await self.get_prompt_state(prompt_id)
         # Not as in `validate`: a prompt whose response can't be read may be in ComfyUI's queue.
-        status, response = await self._call("POST", "/prompt", body, GRAPH_LIMITS)
-        details = require_object(self._paths.hide_in_json(response), "response to POST /prompt")
+        status, response = await self._call(
+            "POST", "/prompt", body, GRAPH_LIMITS, self._paths.hide_in_json
+        )
+        details = require_object(response, "response to POST /prompt")
         if status != 200:
             raise InvalidGraph(get_error_message(details), details=details)
         accepted_prompt = _parse_response(PromptAccepted, details)
@@ -163,11 +172,12 @@ class ComfyClient:
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         try:
-            _, response = await self._call("POST", "/moyin/validate", body, GRAPH_LIMITS)
+            _, response = await self._call(
+                "POST", "/moyin/validate", body, GRAPH_LIMITS, self._paths.hide_in_json
+            )
         except (ResponseTooLarge, ResponseTooDeep):
             raise _make_description_error() from None
-        source = "response to POST /moyin/validate"
-        return dict(require_object(self._paths.hide_in_json(response), source))
+        return dict(require_object(response, "response to POST /moyin/validate"))
 
     async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
@@ -182,7 +192,9 @@ class ComfyClient:
         read_ids = tuple(self._read_ids)
         body = {"prompt_id": prompt_id, "forget": read_ids}
         try:
-            _, response = await self._call("POST", "/moyin/look", body, ENTRY_LIMITS)
+            _, response = await self._call(
+                "POST", "/moyin/look", body, ENTRY_LIMITS, self._paths.hide_in_state
+            )
         except ResponseTooLarge as error:
             self._read_ids.append(prompt_id)
             _, _, limit = error.message.partition("limit of ")
@@ -190,7 +202,7 @@ class ComfyClient:
                 "the nodes' outputs (without files) and error messages exceed the limit of "
                 f"{limit}: let the nodes save long outputs as files"
             ) from None
-        state = _parse_response(PromptState, self._paths.hide_in_state(response))
+        state = _parse_response(PromptState, response)
         self._read_ids = [entry for entry in self._read_ids if entry not in read_ids]
         if state.entry is not None:
             self._read_ids.append(prompt_id)
@@ -211,24 +223,29 @@ class ComfyClient:
         JSON is returned as `normalize_untrusted_json` writes it, except for files of node packages.
 
         Raises:
+            BackendError: The response is too large or nested too deeply, as an honest one may be.
             ServiceUnavailable: Too many requests wait for the process.
         """
         async with self._limit_gets():
             try:
-                async with self.session.get(
-                    URL(path, encoded=True), allow_redirects=False
-                ) as response:
-                    if response.status in _NOT_FOUND_STATUSES:
-                        return None
-                    if response.status != 200:
-                        raise _make_status_error(response)
-                    body = await _read_body(response, GET_LIMITS, f"response to GET {path}")
-                    if response.content_type != "application/json":
-                        return body
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
-            # The description of all nodes has megabytes, so a thread processes the response.
-            return await asyncio.to_thread(self._process_json_body, body, path)
+                return await self._get_body(path)
+            except (ResponseTooLarge, ResponseTooDeep) as error:
+                raise BackendError(f"{error.message}: ask for less at once") from None
+
+    async def _get_body(self, path: str) -> bytes | None:
+        try:
+            async with self.session.get(URL(path, encoded=True), allow_redirects=False) as response:
+                if response.status in _NOT_FOUND_STATUSES:
+                    return None
+                if response.status != 200:
+                    raise _make_status_error(response)
+                body = await _read_body(response, GET_LIMITS, f"response to GET {path}")
+                if response.content_type != "application/json":
+                    return body
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
+        # The description of all nodes has megabytes, so a thread processes the response.
+        return await asyncio.to_thread(self._process_json_body, body, path)
 
     def _process_json_body(self, body: bytes, path: str) -> bytes:
         if not path.startswith(_FILE_PATHS):
@@ -274,8 +291,18 @@ class ComfyClient:
         return status == 200
 
     async def _call(
-        self, method: str, path: str, body: Any = None, limits: JsonLimits = DEFAULT_LIMITS
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        limits: JsonLimits = DEFAULT_LIMITS,
+        hide: Callable[[Any], Any] | None = None,
     ) -> tuple[int, Any]:
+        """Send a request, and return the status and the JSON of the response.
+
+        Args:
+            hide: replaces the paths that may remain in the JSON, besides known folders.
+        """
         source = f"response to {method} {path}"
         try:
             async with self.session.request(
@@ -291,12 +318,16 @@ class ComfyClient:
             raise NoResponse(f"ComfyUI did not respond to {method} {path}; try again") from error
         if not content:
             return response.status, None
-        content = self._paths.hide_known_in_body(content)
+
+        def process_content() -> Any:
+            known_hidden = self._paths.hide_known_in_body(content)
+            value = parse_untrusted_json(known_hidden, limits, source)
+            return value if hide is None else hide(value)
+
         try:
             if len(content) <= _MAX_INLINE_BYTES:
-                return response.status, parse_untrusted_json(content, limits, source)
-            parsing = asyncio.to_thread(parse_untrusted_json, content, limits, source)
-            return response.status, await parsing
+                return response.status, process_content()
+            return response.status, await asyncio.to_thread(process_content)
         except (ResponseTooLarge, ResponseTooDeep):
             if response.status == 400 and path in _GRAPH_ROUTES:
                 raise _make_description_error() from None

@@ -6,8 +6,7 @@ import asyncio
 import errno
 import mimetypes
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -16,6 +15,12 @@ from typing import Any, BinaryIO, TypeAlias
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
+from moyin.render.comfyui.output_names import (
+    MAX_FILES,
+    check_outputs,
+    is_name_allowed,
+    is_output_allowed,
+)
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
     NodeOutputFile,
@@ -31,11 +36,6 @@ from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
 _MAX_STORED = 4096
-# The result of a step lists its files, and Temporal refuses results of more than 2 MiB.
-_MAX_FILES = 4096
-# Linux allows no longer names. Control characters would disturb terminals and HTTP headers.
-_MAX_NAME_BYTES = 255
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_EARLY_PROMPTS = 256
 _Version: TypeAlias = tuple[int, int, int]
 # Media types that Python does not know, or reads from files of the machine.
@@ -66,9 +66,11 @@ class StoredResult:
 class OutputStore:
     """Stores the output files of one ComfyUI process, and remembers the stored files.
 
-    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt wrote.
-    These files have been moved away, so the store remembers their digests by name. If a file with
-    the name exists again, that file is stored, because some nodes always write to the same name.
+    For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt of the
+    same tenant wrote. These files have been moved away, so the store remembers their digests by
+    tenant and name. If a file with the name exists again, that file is stored, because some nodes
+    always write to the same name. A node may report any name, so a name alone leads to no file of
+    another tenant.
 
     Args:
         max_bytes: largest total size in bytes of a prompt's output files.
@@ -79,7 +81,7 @@ class OutputStore:
         self._blobs = blobs
         self._max_bytes = max_bytes
         # The stored files, each with the version of the file that was read.
-        self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
+        self._stored: BoundedDict[tuple[str, OutputFile], tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_MAX_STORED)
         # How many bytes were stored for each running prompt before its end.
         self._early_bytes: BoundedDict[str, int] = BoundedDict(_MAX_EARLY_PROMPTS)
@@ -119,10 +121,10 @@ class OutputStore:
         remaining_bytes = self._max_bytes
         outputs = list_output_files(entry)
         if has_succeeded(entry):
-            _check_outputs(outputs)
+            check_outputs(outputs)
         else:
             # The error of the node is reported, and not what is wrong with its files.
-            outputs = [output for output in outputs if _is_name_allowed(output.file)][:_MAX_FILES]
+            outputs = list(filter(is_output_allowed, outputs))[:MAX_FILES]
         for output in outputs:
             file = await self._store_file(prompt_id, output.file, remaining_bytes)
             if file is not None:
@@ -141,7 +143,7 @@ class OutputStore:
         """
         stored_files = []
         async with self._store_lock:
-            for file in islice(filter(_is_name_allowed, find_files(output)), _MAX_FILES):
+            for file in islice(filter(is_name_allowed, find_files(output)), MAX_FILES):
                 early_bytes = self._early_bytes.get(prompt_id, 0)
                 try:
                     stored_file = await self._store_file(
@@ -162,7 +164,8 @@ class OutputStore:
         Raises `RenderFailed` if the file has more than ``max_bytes``.
         """
         name = make_unique_name(output, prompt_id)
-        known_file, version = self._stored.get(output, (None, None))
+        key = self._written.get_tenant(prompt_id), output
+        known_file, version = self._stored.get(key, (None, None))
         file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
@@ -192,7 +195,7 @@ class OutputStore:
         stored_file = PromptFile(
             name=name, media_type=media_type, size=blob.size, sha256=blob.sha256
         )
-        self._stored[output] = (stored_file, version)
+        self._stored[key] = (stored_file, version)
         return stored_file
 
     def _make_size_error(self) -> RenderFailed:
@@ -200,26 +203,6 @@ class OutputStore:
             f"the render's output files exceed the limit of {self._max_bytes:,} bytes: write fewer "
             "or smaller files"
         )
-
-
-def _check_outputs(outputs: Sequence[NodeOutputFile]) -> None:
-    """Raise `RenderFailed` if the files are too many, or one has a name that is not allowed."""
-    if len(outputs) > _MAX_FILES:
-        raise RenderFailed(
-            f"the render has {len(outputs):,} output files, which exceeds the limit of "
-            f"{_MAX_FILES:,}: write fewer files, or one archive or video"
-        )
-    for output in outputs:
-        if not _is_name_allowed(output.file):
-            raise RenderFailed(
-                f"node {output.node[:_MAX_NAME_BYTES]} has written a file whose name has control "
-                f"characters or more than {_MAX_NAME_BYTES} bytes: let the node choose another name"
-            )
-
-
-def _is_name_allowed(file: OutputFile) -> bool:
-    has_control_character = _CONTROL_CHARACTER.search(file.subfolder + file.filename) is not None
-    return not has_control_character and len(file.filename.encode()) <= _MAX_NAME_BYTES
 
 
 def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:

@@ -64,7 +64,11 @@ class PoolClient(Protocol):
     def pools(self) -> Sequence[str]: ...
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        """Send a GET request to a renderer of the pool, or raise `ServiceUnavailable`."""
+        """Send a GET request to a renderer of the pool.
+
+        Raises `BackendError` if the response is too large, and `ServiceUnavailable` if there is
+        none.
+        """
         ...
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
@@ -129,7 +133,8 @@ class PoolResponseCache:
         """Return the pool's response to GET ``path``, from the cache if it is fresh.
 
         The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the constructor. Raises
-        `PoolStarting` or `ServiceUnavailable` if no response is available.
+        `PoolStarting` or `ServiceUnavailable` if no response is available, and `BackendError` if it
+        is too large.
         """
         cache = self._choose_cache(path)
         cached_response = cache.get((pool, path))

@@ -35,9 +35,9 @@ class PromptLock:
 
     @asynccontextmanager
     async def hold_for(
-        self, session: Session, prompt_id: str, file_names: Collection[str]
+        self, session: Session, prompt_id: str, tenant: str, file_names: Collection[str]
     ) -> AsyncIterator[bool]:
-        """Hold the lock for a prompt, with its input files in the process's folder.
+        """Hold the lock for a tenant's prompt, with its input files in the process's folder.
 
         Yields True, or False without placing files if the session's process has been replaced.
         Replaces ComfyUI if the cleanup fails, and raises the cleanup's error, such as `OSError` or
@@ -49,16 +49,16 @@ class PromptLock:
                 return
             try:
                 await run_to_end(
-                    asyncio.to_thread(self._prepare_prompt, session, prompt_id, file_names)
+                    asyncio.to_thread(self._prepare_prompt, session, prompt_id, tenant, file_names)
                 )
                 yield True
             finally:
                 await self._release_prompt(session, prompt_id)
 
     def _prepare_prompt(
-        self, session: Session, prompt_id: str, file_names: Collection[str]
+        self, session: Session, prompt_id: str, tenant: str, file_names: Collection[str]
     ) -> None:
-        session.written_files.begin_prompt(prompt_id)
+        session.written_files.begin_prompt(prompt_id, tenant)
         self._inputs.place_files(file_names)
 
     async def _release_prompt(self, session: Session, prompt_id: str) -> None:

@@ -453,7 +453,9 @@ class ComfyRenderer:
                 await self._change_process(session)
                 continue
             await self._fetch_inputs(request)
-            lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
+            lock_context = self._prompt_lock.hold_for(
+                session, request.prompt_id, get_request_tenant(request), request.files
+            )
             async with lock_context as is_current_session:
                 if is_current_session:
                     try:

@@ -16,8 +16,10 @@ from typing import BinaryIO
 
 from moyin.render.comfyui.folder import ProcessFolder, make_folder_writable, remove_tree
 from moyin.render.protocol.wire import OutputFile
+from moyin.system.bounded import BoundedDict
 
 _MAX_DEPTH = 64
+_MAX_PROMPTS = 4096
 _OWNER_ONLY = 0o700
 # The name of the folder for files of no prompt; it is not a valid prompt id.
 _UNCLAIMED = "nobody"
@@ -36,11 +38,22 @@ class WrittenFiles:
     def __init__(self, folder: ProcessFolder) -> None:
         self._folder = folder
         self._executing: str | None = None
+        # The tenants of the latest prompts, by prompt id.
+        self._tenants: BoundedDict[str, str] = BoundedDict(_MAX_PROMPTS)
 
-    def begin_prompt(self, prompt_id: str) -> None:
-        """Remove the files of other prompts from the process's folders, before a prompt begins."""
+    def begin_prompt(self, prompt_id: str, tenant: str) -> None:
+        """Remove the files of other prompts from the process's folders, before a prompt begins.
+
+        Args:
+            tenant: anonymous id of the prompt's tenant.
+        """
         self.remove_unclaimed()
         self._executing = prompt_id
+        self._tenants[prompt_id] = tenant
+
+    def get_tenant(self, prompt_id: str) -> str:
+        """Return the tenant of a prompt; one that is not known counts as a tenant of its own."""
+        return self._tenants.get(prompt_id, prompt_id)
 
     def remove_unclaimed(self) -> None:
         """Remove the files that the process has written while no prompt was executed."""
@@ -59,8 +72,9 @@ class WrittenFiles:
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
         """Open an output file of a prompt.
 
-        An earlier prompt may have written the file, if the output comes from ComfyUI's cache.
-        Returns None if the file is missing, not regular, or outside the folder of its type.
+        An earlier prompt of the same tenant may have written the file, if the output comes from
+        ComfyUI's cache. Returns None if the file is missing, not regular, outside the folder of its
+        type, or another tenant's.
 
         Args:
             file: the file as ComfyUI reports it.
@@ -71,6 +85,8 @@ class WrittenFiles:
             return None
         # The first folder is named after the prompt that wrote the file, because of the bridge.
         origin_id = segments[0] if segments and _UUID.fullmatch(segments[0]) else prompt_id
+        if self.get_tenant(origin_id) != self.get_tenant(prompt_id):
+            return None
         roots = [self._folder.done / origin_id / file.type]
         if origin_id == self._executing:
             # The process's folder is tried first, because the file may meanwhile be moved to the

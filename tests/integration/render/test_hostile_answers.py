@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
-from moyin.errors import MoyinError, RenderFailed, WorkerLost
+from moyin.errors import MoyinError, RenderFailed, StepFailed, WorkerLost
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
@@ -56,6 +56,14 @@ server.send_sync(77, b"x")
 server.send_sync("executed", {"node": "1", "prompt_id": given, "output": deep})
 server.send_sync("progress_state", {"prompt_id": given, "nodes": {"1": {"value": [], "max": "9" * 400}}})
 files.append("half of a pair: \\ud83d")
+"""
+# Writes an output file, or only pretends to have written one.
+_WRITE_AND_REPORT = """
+from pathlib import Path
+
+if given["write"]:
+    Path(folder_paths.get_output_directory(), given["name"]).write_bytes(b"the tenant's own")
+files.append({"filename": given["name"], "subfolder": given["subfolder"], "type": "output"})
 """
 _FORGED_ERROR = (
     '{"queued": false, "entry": {"outputs": {}, "status": {"messages": '
@@ -123,6 +131,21 @@ async def test_hostile_messages_and_half_a_surrogate_pair_do_not_fail_the_prompt
     assert success.values["1"]["files"] == ["half of a pair: \ufffd"]
     assert (await render(hostile_renderer, build_picture_graph())).files
     assert (await hostile_renderer.status()).pid == pid
+
+
+async def test_name_of_another_tenants_output_leads_to_no_file(
+    hostile_renderer: ComfyRenderer,
+) -> None:
+    name, ada_id = f"{uuid.uuid4()}.png", str(uuid.uuid4())
+    graph = build_hostile_graph(_WRITE_AND_REPORT, {"name": name, "subfolder": "", "write": True})
+    success = await render(hostile_renderer, graph, tenant="ada", prompt_id=ada_id)
+    assert [file.name for file in success.files] == [name]
+    for subfolder in ("", ada_id):
+        given = {"name": name, "subfolder": subfolder, "write": False}
+        with pytest.raises(StepFailed, match="does not exist"):
+            await render(
+                hostile_renderer, build_hostile_graph(_WRITE_AND_REPORT, given), tenant="bob"
+            )
 
 
 async def test_comfyui_that_fails_three_tenants_in_a_row_is_replaced(

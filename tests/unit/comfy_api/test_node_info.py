@@ -12,7 +12,7 @@ import pytest
 
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import merge_lists
-from moyin.errors import NotFound, ServiceUnavailable
+from moyin.errors import BackendError, NotFound, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
 
 POOLS = ["a", "b"]
@@ -46,6 +46,8 @@ class FakePools:
         if pool not in self.responses:
             raise ServiceUnavailable("the pool is unavailable")
         responses = self.responses[pool]
+        if isinstance(responses, Exception):
+            raise responses
         content = None if responses is None else json.dumps(responses).encode()
         return PoolResponse(version=version, state="up", content=content)
 
@@ -103,6 +105,14 @@ async def test_the_response_of_a_pool_that_went_down_stays_cached() -> None:
     assert await fetch_merged_list(node_info) == ["1"]
     with pytest.raises(ServiceUnavailable):
         await fetch_merged_list(node_info, "/models/y")
+
+
+async def test_a_pools_response_that_is_too_large_hides_no_other_pool() -> None:
+    pools = FakePools(a=BackendError("the response exceeds the limit"), b=["2"])
+    assert await fetch_merged_list(NodeInfoCache(pools)) == ["2"]
+    pools.responses["b"] = BackendError("the response exceeds the limit")
+    with pytest.raises(BackendError, match="exceeds the limit"):
+        await fetch_merged_list(NodeInfoCache(pools))
 
 
 async def test_a_path_that_no_pool_has_is_not_found() -> None:

@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.gateway.pools import ServePoolClient
-from moyin.errors import ServiceUnavailable, WorkerLost
+from moyin.errors import BackendError, ServiceUnavailable, WorkerLost
 from moyin.render.comfyui.pool_client import PoolResponse
 
 
@@ -70,6 +70,16 @@ async def test_only_an_unreachable_pool_is_paused(
         with pytest.raises(ServiceUnavailable):
             await pool_client.get("default", "/b")
     assert handles_by_pool["default"].arguments == expected_arguments
+
+
+async def test_response_that_is_too_large_is_no_silence_of_its_pool(
+    handles_by_pool: dict[str, FakeHandle],
+) -> None:
+    error = BackendError("ComfyUI's response exceeds the limit")
+    handles_by_pool["default"] = FakeHandle(wrap_like_serve(error))
+    with pytest.raises(BackendError) as exc_info:
+        await ServePoolClient(["default"]).get("default", "/a")
+    assert exc_info.value is error, "without Ray's traceback"
 
 
 async def test_find_executed_queries_all_pools_and_skips_unresponsive_ones(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from moyin.errors import InvalidGraph, MoyinError, RenderFailed, ServiceUnavailable
+from moyin.errors import BackendError, InvalidGraph, MoyinError, RenderFailed, ServiceUnavailable
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.untrusted_json import MalformedResponse
@@ -123,6 +124,52 @@ async def test_unreadable_answer_about_a_queued_prompt_is_malformed(tmp_path: Pa
     async with run_client(tmp_path, respond) as client:
         with pytest.raises(MalformedResponse, match="queued the prompt under another id"):
             await client.submit("p", {})
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "rule"),
+    [
+        (b"\x89PNG" + bytes(32 * 1024**2), "image/png", "33,554,432 bytes"),
+        (b"[" + b"1," * 2_000_001 + b"1]", "application/json", "2,000,000 values"),
+        (b"[" * 150 + b"]" * 150, "application/json", "100 levels"),
+    ],
+    ids=["bytes", "values", "depth"],
+)
+async def test_large_response_to_a_tenants_get_is_not_malformed(
+    tmp_path: Path, body: bytes, media_type: str, rule: str
+) -> None:
+    """`MalformedResponse` would have the process replaced, also for others."""
+
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=media_type)
+
+    async with run_client(tmp_path, respond) as client:
+        with pytest.raises(BackendError, match=rule):
+            await client.get("/object_info")
+
+
+@pytest.mark.parametrize(("value_count", "is_aside"), [(10, False), (60_000, True)])
+async def test_paths_in_large_responses_are_hidden_beside_the_event_loop(
+    tmp_path: Path, value_count: int, is_aside: bool
+) -> None:
+    threads: set[bool] = set()
+
+    class RecordingFilter(HostPathFilter):
+        def hide_known(self, text: str) -> str:
+            threads.add(threading.current_thread() is not threading.main_thread())
+            return super().hide_known(text)
+
+    async def respond(_: web.Request) -> web.Response:
+        error = {"message": "no", "details": ["/root/secret"] * value_count}
+        return web.json_response({"error": error}, status=400)
+
+    async with run_client(tmp_path, respond) as client:
+        client._paths = RecordingFilter({Path("/root/folder"): "<folder>"})
+        assert (await client.validate({}))["error"]["details"] == ["<path>"] * value_count
+        with pytest.raises(InvalidGraph) as exc_info:
+            await client.submit("p", {})
+    assert exc_info.value.details["error"]["details"] == ["<path>"] * value_count
+    assert threads == {is_aside}
 
 
 async def test_compressed_answers_cookies_and_redirects_are_not_used(tmp_path: Path) -> None:

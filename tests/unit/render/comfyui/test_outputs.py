@@ -39,11 +39,16 @@ def folder(tmp_path: Path) -> ProcessFolder:
 
 
 def write_file_and_end_prompt(
-    folder: ProcessFolder, prompt_id: str, name: str, content: bytes
+    outputs: OutputStore,
+    folder: ProcessFolder,
+    prompt_id: str,
+    name: str,
+    content: bytes,
+    tenant: str = "ada",
 ) -> None:
     """Write an output file as a node of the prompt does, and end the prompt."""
-    written_files = WrittenFiles(folder)
-    written_files.begin_prompt(prompt_id)
+    written_files = outputs._written
+    written_files.begin_prompt(prompt_id, tenant)
     path = folder.base / "output" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -76,23 +81,40 @@ async def test_cached_file_is_remembered_after_it_is_gone(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     outputs, history_entry = new_outputs(folder, blobs), make_entry("a.png", FIRST_PROMPT)
-    write_file_and_end_prompt(folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
     assert await collect_content(outputs, blobs, FIRST_PROMPT, history_entry) == b"first"
     assert not list(folder.done.iterdir())
+    outputs._written.begin_prompt(SECOND_PROMPT, "ada")
     assert await collect_content(outputs, blobs, SECOND_PROMPT, history_entry) == b"first"
     assert await outputs.collect(SECOND_PROMPT, make_entry("b.png", FIRST_PROMPT)) is None
+
+
+@pytest.mark.parametrize("subfolder", [FIRST_PROMPT, ""])
+async def test_name_of_another_tenants_file_leads_to_no_file(
+    folder: ProcessFolder, blobs: BlobStore, subfolder: str
+) -> None:
+    """A node may report any name, also that of a file which another tenant's prompt has written."""
+    outputs, history_entry = new_outputs(folder, blobs), make_entry("a.png", subfolder)
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "a.png", b"Ada's", "ada")
+    outputs._written.begin_prompt(SECOND_PROMPT, "bob")
+    images = history_entry.outputs["1"]
+    assert await outputs.collect_node_output(SECOND_PROMPT, images) == []
+    assert await collect_content(outputs, blobs, FIRST_PROMPT, history_entry) == b"Ada's"
+    assert await outputs.collect_node_output(SECOND_PROMPT, images) == []
+    assert await outputs.collect(SECOND_PROMPT, history_entry) is None
 
 
 async def test_pruned_cached_file_is_not_returned(
     folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
 ) -> None:
     outputs, history_entry = new_outputs(folder, blobs), make_entry("a.png", FIRST_PROMPT)
-    write_file_and_end_prompt(folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
     result = await outputs.collect(FIRST_PROMPT, history_entry)
     assert result is not None
     sha256 = result.done.files[0].sha256
     [path] = (tmp_path / "blobs").rglob(sha256)
     os.utime(path, (1, 1))
+    outputs._written.begin_prompt(SECOND_PROMPT, "ada")
     assert await outputs.collect(SECOND_PROMPT, history_entry) is not None
     yesterday = datetime.now(UTC) - timedelta(days=1)
     assert await blobs.delete(sha256, yesterday) is None, "the second prompt refers to it, too"
@@ -105,9 +127,9 @@ async def test_pruned_cached_file_is_not_returned(
 async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
     """A prompt gets its own file, even if another tenant's prompt used the file name before."""
     outputs, history_entry = new_outputs(folder, blobs), make_entry("latest.png")
-    write_file_and_end_prompt(folder, FIRST_PROMPT, "latest.png", b"Ada's")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "latest.png", b"Ada's")
     assert await collect_content(outputs, blobs, FIRST_PROMPT, history_entry) == b"Ada's"
-    write_file_and_end_prompt(folder, SECOND_PROMPT, "latest.png", b"Bob's picture")
+    write_file_and_end_prompt(outputs, folder, SECOND_PROMPT, "latest.png", b"Bob's picture")
     assert await collect_content(outputs, blobs, SECOND_PROMPT, history_entry) == b"Bob's picture"
 
 
@@ -115,7 +137,7 @@ async def test_files_larger_than_the_limit_fail_their_render(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     outputs = new_outputs(folder, blobs, limit_bytes=10)
-    write_file_and_end_prompt(folder, FIRST_PROMPT, "a.png", bytes(6))
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "a.png", bytes(6))
     assert await outputs.collect(FIRST_PROMPT, make_entry("a.png")) is not None
     (folder.base / "output" / "b.png").write_bytes(bytes(6))
     written_files = WrittenFiles(folder)
@@ -141,23 +163,58 @@ async def test_outputs_of_all_kinds_have_their_media_types(
     folder: ProcessFolder, blobs: BlobStore, name: str, media_type: str
 ) -> None:
     outputs = new_outputs(folder, blobs)
-    write_file_and_end_prompt(folder, FIRST_PROMPT, name, b"content")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, name, b"content")
     result = await outputs.collect(FIRST_PROMPT, make_entry(name))
     assert result is not None
     assert [file.media_type for file in result.done.files] == [media_type]
 
 
 @pytest.mark.parametrize(
-    "name", ["line\nfeed.png", "escape\x1b[2J.png", "c1\x9b.png", "x" * 256, "ü" * 128, "a\0.png"]
+    ("name", "fault"),
+    [
+        ("line\nfeed.png", "control characters"),
+        ("escape\x1b[2J.png", "control characters"),
+        ("c1\x9b.png", "control characters"),
+        ("a\0.png", "control characters"),
+        ("gnp.\u202eexe", "marks of direction"),
+        ("\ud83d.png", "invalid Unicode"),
+        ("x" * 256, "more than 255 bytes"),
+        ("ü" * 128, "more than 255 bytes"),
+        ("x" * 256 + "/a.png", "more than 255 bytes"),
+        ("/".join(["folder"] * 200), "more than 1,024 bytes"),
+        ("/".join(["f"] * 40), "more than 32 folders"),
+        ("../a.png", "no place inside its folder"),
+        ("/etc/passwd", "no place inside its folder"),
+        ("", "no place inside its folder"),
+    ],
 )
-async def test_name_that_harms_terminals_or_headers_fails_its_render(
-    folder: ProcessFolder, blobs: BlobStore, name: str
+async def test_name_that_harms_others_fails_its_render(
+    folder: ProcessFolder, blobs: BlobStore, name: str, fault: str
 ) -> None:
     outputs = new_outputs(folder, blobs)
-    with pytest.raises(RenderFailed, match="node 1 has written a file whose name has control"):
-        await outputs.collect(FIRST_PROMPT, make_entry(name))
-    with pytest.raises(RenderFailed, match="whose name has control"):
-        await outputs.collect(FIRST_PROMPT, make_entry("a.png", "sub\nfolder"))
+    folder_name, _, filename = name.rpartition("/")
+    for entry in (make_entry(name), make_entry(filename, folder_name)):
+        with pytest.raises(
+            RenderFailed, match=f"node 1 has written a file whose name has .*{fault}"
+        ):
+            await outputs.collect(FIRST_PROMPT, entry)
+        assert await outputs.collect_node_output(FIRST_PROMPT, entry.outputs["1"]) == []
+
+
+@pytest.mark.parametrize(("node", "slot"), [("n" * 1_000_000, "images"), ("1", "s" * 1_000_000)])
+async def test_name_of_a_node_or_slot_is_not_repeated_for_4096_files(
+    folder: ProcessFolder, blobs: BlobStore, node: str, slot: str
+) -> None:
+    """The result, which goes through Ray, would have 4 GB."""
+    outputs, entry = new_outputs(folder, blobs), make_entry("a.png")
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "a.png", b"a")
+    entry.outputs[node] = {slot: entry.outputs.pop("1")["images"] * 4096}
+    with pytest.raises(RenderFailed, match=r"has an output whose id or name .* 255 bytes"):
+        await outputs.collect(FIRST_PROMPT, entry)
+    failed_entry = entry.model_copy(update={"status": HistoryStatus()})
+    result = await outputs.collect(FIRST_PROMPT, failed_entry)
+    assert result is not None
+    assert result.done.files == ()
 
 
 async def test_too_many_files_fail_their_render(folder: ProcessFolder, blobs: BlobStore) -> None:
@@ -171,7 +228,7 @@ async def test_too_many_files_fail_their_render(folder: ProcessFolder, blobs: Bl
 
 async def test_sparse_file_of_30_gib_is_not_read(folder: ProcessFolder, blobs: BlobStore) -> None:
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(FIRST_PROMPT)
+    written_files.begin_prompt(FIRST_PROMPT, "ada")
     with (folder.base / "output" / "sparse.png").open("wb") as file:
         file.truncate(30 * 1024**3)
     outputs = OutputStore(written_files, blobs, 1_000)
@@ -188,7 +245,7 @@ async def test_files_stored_during_a_prompt_stay_within_the_limit(
 ) -> None:
     """A node writes a file, reports it, and writes the next one, for ever."""
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(FIRST_PROMPT)
+    written_files.begin_prompt(FIRST_PROMPT, "ada")
     outputs = OutputStore(written_files, blobs, 1_000)
     stored_files = []
     for number in range(20):
@@ -209,9 +266,10 @@ async def test_file_that_grows_while_it_is_stored_fails_its_render(
         return await put_stream(file, max_bytes)
 
     monkeypatch.setattr(blobs, "put_stream", put_while_growing)
-    write_file_and_end_prompt(folder, FIRST_PROMPT, "a.png", b"small")
+    outputs = new_outputs(folder, blobs)
+    write_file_and_end_prompt(outputs, folder, FIRST_PROMPT, "a.png", b"small")
     with pytest.raises(RenderFailed, match="exceed the limit of 1,000 bytes"):
-        await new_outputs(folder, blobs).collect(FIRST_PROMPT, make_entry("a.png"))
+        await outputs.collect(FIRST_PROMPT, make_entry("a.png"))
 
 
 async def test_links_pipes_and_sockets_are_not_stored(
@@ -219,7 +277,7 @@ async def test_links_pipes_and_sockets_are_not_stored(
 ) -> None:
     (tmp_path / "secret.png").write_bytes(b"the stack's")
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(FIRST_PROMPT)
+    written_files.begin_prompt(FIRST_PROMPT, "ada")
     output_folder = folder.base / "output"
     os.mkfifo(output_folder / "pipe.png")
     (output_folder / "link.png").symlink_to(tmp_path / "secret.png")
@@ -228,7 +286,7 @@ async def test_links_pipes_and_sockets_are_not_stored(
     (output_folder / os.fsdecode(b"\xff\n.png")).write_bytes(b"not UTF-8")
     written_files.end_prompt(FIRST_PROMPT)
     outputs = OutputStore(written_files, blobs, 1_000)
-    for name in ("pipe.png", "link.png", "dangling.png", "socket.png", "\ufffd.png", "../../etc"):
+    for name in ("pipe.png", "link.png", "dangling.png", "socket.png", "\ufffd.png"):
         folder.done.joinpath(FIRST_PROMPT).mkdir(exist_ok=True)
         assert await outputs.collect(FIRST_PROMPT, make_entry(name)) is None
     assert not list(folder.done.iterdir())
@@ -236,7 +294,7 @@ async def test_links_pipes_and_sockets_are_not_stored(
 
 def test_20_000_files_of_a_prompt_are_moved_and_removed(folder: ProcessFolder) -> None:
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(FIRST_PROMPT)
+    written_files.begin_prompt(FIRST_PROMPT, "ada")
     descriptor = os.open(folder.base / "output", os.O_DIRECTORY)
     for number in range(20_000):
         os.mknod(f"{number}.png", dir_fd=descriptor)

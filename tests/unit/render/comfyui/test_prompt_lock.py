@@ -25,7 +25,7 @@ class FakeFiles:
         self.finished: list[str] = []
         self.is_blocked, self.may_proceed = threading.Event(), threading.Event()
 
-    def begin_prompt(self, prompt_id: str) -> None:
+    def begin_prompt(self, prompt_id: str, tenant: str) -> None:
         if prompt_id == "slow":
             self.is_blocked.set()
             assert self.may_proceed.wait(10)
@@ -58,7 +58,7 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     lock, session = new_lock(files)
 
     async def execute_prompt(name: str) -> list[str]:
-        async with lock.hold_for(session, name, [name]) as is_present:
+        async with lock.hold_for(session, name, "ada", [name]) as is_present:
             assert is_present
             return files.placed_names
 
@@ -106,7 +106,7 @@ async def test_comfyui_is_replaced_if_a_prompt_cannot_be_cleaned_up(
     session.finish_prompt = fail
 
     async def execute_prompt() -> None:
-        async with lock.hold_for(session, "prompt", []):
+        async with lock.hold_for(session, "prompt", "ada", []):
             pass
 
     prompt = asyncio.create_task(execute_prompt())

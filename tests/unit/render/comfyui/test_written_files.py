@@ -41,14 +41,14 @@ def read_content(written_files: WrittenFiles, file: OutputFile, prompt_id: str) 
 
 def test_next_prompt_finds_no_files_of_the_last(folder: ProcessFolder) -> None:
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(ADA_PROMPT)
+    written_files.begin_prompt(ADA_PROMPT, "ada")
     for path in folder.writable:
         (path / "deep" / ADA_PROMPT).mkdir(parents=True)
         (path / "deep" / ADA_PROMPT / ".hidden").write_text("Ada's")
         (path / "latest.png").write_text("Ada's")
     written_files.end_prompt(ADA_PROMPT)
     assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
-    written_files.begin_prompt(BOB_PROMPT)
+    written_files.begin_prompt(BOB_PROMPT, "bob")
     assert read_content(written_files, make_output_file("latest.png"), ADA_PROMPT) == b"Ada's", (
         "it has yet to be stored"
     )
@@ -62,14 +62,14 @@ def test_next_prompt_finds_no_files_of_the_last(folder: ProcessFolder) -> None:
 def test_files_written_between_prompts_are_removed(folder: ProcessFolder) -> None:
     written_files = WrittenFiles(folder)
     (folder.base / "output" / "late.png").write_text("by a thread that still runs")
-    written_files.begin_prompt(BOB_PROMPT)
+    written_files.begin_prompt(BOB_PROMPT, "ada")
     assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
     assert list(folder.done.iterdir()) == []
 
 
 def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
     written_files = WrittenFiles(folder)
-    written_files.begin_prompt(ADA_PROMPT)
+    written_files.begin_prompt(ADA_PROMPT, "ada")
     (folder.base / "output" / ADA_PROMPT).mkdir()
     (folder.base / "output" / ADA_PROMPT / "a.png").write_text("by its prompt")
     (folder.base / "output" / "b.png").write_text("by itself")
@@ -89,7 +89,7 @@ def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
         )
         written_files.end_prompt(ADA_PROMPT)
     # Another prompt that got the file from the cache.
-    written_files.begin_prompt(BOB_PROMPT)
+    written_files.begin_prompt(BOB_PROMPT, "ada")
     (folder.base / "output" / ADA_PROMPT).mkdir()
     (folder.base / "output" / ADA_PROMPT / "c.png").write_text(
         "by a prompt that pretends to be Ada's"
@@ -101,10 +101,27 @@ def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
     assert read_content(written_files, make_output_file("c.png", ADA_PROMPT), BOB_PROMPT) is None
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_file_in_the_folder_of_another_tenants_prompt_is_not_opened(
+    folder: ProcessFolder, has_ended: bool
+) -> None:
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(BOB_PROMPT, "bob")
+    written_files.end_prompt(BOB_PROMPT)
+    written_files.begin_prompt(ADA_PROMPT, "ada")
+    (folder.base / "output" / ADA_PROMPT).mkdir()
+    (folder.base / "output" / ADA_PROMPT / "a.png").write_text("Ada's")
+    if has_ended:
+        written_files.end_prompt(ADA_PROMPT)
+    for file in (make_output_file("a.png", ADA_PROMPT), make_output_file(f"{ADA_PROMPT}/a.png")):
+        assert read_content(written_files, file, ADA_PROMPT) == b"Ada's"
+        assert read_content(written_files, file, BOB_PROMPT) is None
+
+
 def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
     written_files = WrittenFiles(folder)
     for text in ("first", "second"):
-        written_files.begin_prompt(ADA_PROMPT)
+        written_files.begin_prompt(ADA_PROMPT, "ada")
         (folder.base / "output" / "a.png").write_text(text)
         written_files.end_prompt(ADA_PROMPT)
     assert read_content(written_files, make_output_file("a.png"), ADA_PROMPT) == b"second"
@@ -133,7 +150,7 @@ def test_only_regular_files_inside_the_folder_are_opened(
 ) -> None:
     written_files, output_folder = WrittenFiles(folder), folder.base / "output"
     (folder.path / "secret.png").write_text("the stack's")
-    written_files.begin_prompt(ADA_PROMPT)
+    written_files.begin_prompt(ADA_PROMPT, "ada")
     (output_folder / "folder").mkdir()
     os.mkfifo(output_folder / "pipe")
     (output_folder / "link").symlink_to(folder.path / "secret.png")
@@ -148,7 +165,7 @@ def test_only_regular_files_inside_the_folder_are_opened(
 def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:
     """The folders have no permissions, and are nested deeper than Python's recursion limit."""
     written_files, output_folder = WrittenFiles(folder), folder.base / "output"
-    written_files.begin_prompt(ADA_PROMPT)
+    written_files.begin_prompt(ADA_PROMPT, "ada")
     (output_folder / "closed" / "closed").mkdir(parents=True)
     (output_folder / "closed" / "closed").chmod(0)
     (output_folder / "closed").chmod(0)
