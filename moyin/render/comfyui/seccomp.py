@@ -66,7 +66,7 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "kcmp": (312, 272), "pidfd_getfd": (438, 438),
     # Calls that keep memory which belongs to no process.
-    "shmget": (29, 194), "msgget": (68, 186),
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
     # Calls with a history of vulnerabilities that no renderer needs.
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "lookup_dcookie": (212, 18),

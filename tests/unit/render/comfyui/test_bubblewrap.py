@@ -168,6 +168,7 @@ ALLOWED, DENIED, ABSENT, NOTIFIED = 0x7FFF0000, 0x00050001, 0x00050026, 0x7FC000
         (SystemCall(16, 3, second_argument=0x8B01), DENIED),  # ioctl: SIOCGIWNAME
         (SystemCall(16, 3, second_argument=0xC0502100), ALLOWED),
         (SystemCall(29, 0), DENIED),  # shmget
+        (SystemCall(64, 0), DENIED),  # semget
         (SystemCall(0x40000000), ABSENT),  # x32
         (SystemCall(0, architecture=0x40000003), DENIED),  # 32 bits
     ],
