@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0030"
-down_revision = "0028"
+down_revision = "0029"
 _IS_UPLOAD = sa.text("job_id IS NULL AND deleted_at IS NULL")
 
 
