@@ -7,7 +7,7 @@ uvicorn nor HAProxy, which reads for its clients, bounds the time for which a re
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
@@ -35,8 +35,8 @@ class _StallGuard(_Base):
     _waiting_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._guarded_transport = transport
+        # No check of its class: uvloop's transport of TCP is no subclass of asyncio.Transport.
+        self._guarded_transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
