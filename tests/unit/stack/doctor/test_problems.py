@@ -385,11 +385,11 @@ def test_packages_are_not_installed_while_a_stack_may_use_them(
 
 
 @pytest.mark.parametrize(
-    ("modules", "verdict", "found"),
+    ("modules", "verdict", "is_audio_named"),
     [
-        (("torch", "torchaudio"), CheckVerdict.OK, ""),
-        (("torch",), CheckVerdict.OK, "without audio nodes, since its Python has no torchaudio"),
-        ((), CheckVerdict.WARN, "has no PyTorch"),
+        (("torch", "torchaudio"), CheckVerdict.OK, False),
+        (("torch",), CheckVerdict.OK, True),
+        ((), CheckVerdict.WARN, False),
     ],
 )
 def test_missing_modules_of_comfyuis_python_are_named(
@@ -397,7 +397,7 @@ def test_missing_modules_of_comfyuis_python_are_named(
     monkeypatch: pytest.MonkeyPatch,
     modules: tuple[str, ...],
     verdict: CheckVerdict,
-    found: str,
+    is_audio_named: bool,
 ) -> None:
     for module in modules:
         (tmp_path / f"{module}.py").touch()
@@ -405,9 +405,13 @@ def test_missing_modules_of_comfyuis_python_are_named(
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(software, "find_comfyui", lambda _: ComfyUI(home=tmp_path, python=python))
-    result = software.check_comfyui(Options.read())
+    options = Options.read()
+    result = software.check_comfyui(options)
     assert result.verdict == verdict
-    assert result.found.endswith(found or str(tmp_path))
+    assert result.found.endswith("has no PyTorch" if not modules else str(tmp_path))
+    findings = [check.found for check in software.check_audio(options)]
+    assert len(findings) == is_audio_named
+    assert all("torchaudio" in finding for finding in findings)
 
 
 def test_slow_python_does_not_cause_a_reinstallation_of_comfyui(
