@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -120,6 +121,20 @@ def running_farm(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) 
             )
         finally:
             _run_moyin("down", environ)
+
+
+def create_key(farm: Farm, owner: str) -> str:
+    """Create an API key for the tenant ``owner``, and return it."""
+    program = Path(sys.executable).with_name("moyin")
+    command = [str(program), "keys", "create", owner, "--json"]
+    output = subprocess.run(command, env=dict(farm.environ), check=True, capture_output=True).stdout
+    key: str = json.loads(output)["key"]
+    return key
+
+
+def authorize(key: str) -> dict[str, str]:
+    """Return the headers of a request with this API key."""
+    return {"authorization": f"Bearer {key}"}
 
 
 def scale_models_app(farm: Farm, replicas: int) -> None:

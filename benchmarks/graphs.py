@@ -11,8 +11,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.farm import Farm, running_farm
+from benchmarks.farm import Farm, authorize, create_key, running_farm
 
 _NO_SERVER = "http://127.0.0.1:9"
 _CONNECTIONS = 10
@@ -98,11 +96,11 @@ async def _submit_forever(
 
 async def measure(farm: Farm, nodes: int, rounds: int) -> Mapping[str, Any]:
     """Return the milliseconds of the small requests, alone and beside large ones."""
-    greedy, modest = _create_key(farm, "greedy"), _create_key(farm, "modest")
+    greedy, modest = create_key(farm, "greedy"), create_key(farm, "modest")
     timeout = aiohttp.ClientTimeout(total=120)
     async with (
-        aiohttp.ClientSession(farm.url, headers=_authorize(greedy), timeout=timeout) as attacker,
-        aiohttp.ClientSession(farm.url, headers=_authorize(modest), timeout=timeout) as client,
+        aiohttp.ClientSession(farm.url, headers=authorize(greedy), timeout=timeout) as attacker,
+        aiohttp.ClientSession(farm.url, headers=authorize(modest), timeout=timeout) as client,
     ):
         sleeping = _make_small_graph(0xFFFFFF)
         sleeping["2"]["class_type"] = "TestSleep"
@@ -146,18 +144,6 @@ def _summarize(durations: list[float]) -> dict[str, float]:
         "p95": round(1e3 * ordered[int(len(ordered) * 0.95)], 1),
         "worst": round(1e3 * ordered[-1], 1),
     }
-
-
-def _create_key(farm: Farm, owner: str) -> str:
-    program = Path(sys.executable).with_name("moyin")
-    command = [str(program), "keys", "create", owner, "--json"]
-    output = subprocess.run(command, env=dict(farm.environ), check=True, capture_output=True).stdout
-    key: str = json.loads(output)["key"]
-    return key
-
-
-def _authorize(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
 
 
 def main() -> None:

@@ -291,7 +291,7 @@ class Pool:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_renderer is not None:
                     holder_name = state.followed_renderer
-                    lease.release()
+                    lease.release(has_failed=True)
                     return holder_name, await self._reattach(holder_name, request, callbacks)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))

@@ -41,6 +41,7 @@ from moyin.render.protocol.graph import (
     replace_inputs,
 )
 from moyin.render.protocol.shape import compute_shape
+from moyin.render.protocol.signatures import compute_signatures
 from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
@@ -121,7 +122,7 @@ class RenderActivities:
             heartbeat.use_shortest_interval()
             reporter.report(progress)
 
-        pending_render = _to_pending_render(step, spec, request)
+        pending_render = await asyncio.to_thread(_to_pending_render, step, spec, request)
         if self._has_process_per_tenant:
             pending_render = replace(pending_render, tenant=get_request_tenant(request))
         try:
@@ -302,6 +303,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
         models=request.models,
         shape=compute_shape(request.graph),
+        signatures=compute_signatures(request.graph, step.owner),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from moyin.domain.graph_bounds import GraphBounds
 from moyin.errors import InvalidGraph
+from moyin.render.protocol.graph_links import is_link, list_sources
 
 _MAX_SHOWN_ID = 64
 # The most nodes of a circle that an error names.
@@ -64,7 +65,7 @@ def _count_links_and_values(graph: Mapping[str, Any]) -> tuple[int, int]:
         value_count += len(inputs)
         for value in inputs.values():
             if isinstance(value, list | dict):
-                if _is_link(value):
+                if is_link(value):
                     link_count += 1
                 else:
                     value_count += _count_values(value)
@@ -88,7 +89,7 @@ def _count_values(value: Any) -> int:
 
 def _check_chains(graph: Mapping[str, Any], bounds: GraphBounds, field: str) -> None:
     """Check the longest chain of links, by removing nodes whose sources are all removed."""
-    sources = {node_id: _list_sources(graph, node) for node_id, node in graph.items()}
+    sources = {node_id: list_sources(graph, node) for node_id, node in graph.items()}
     targets: dict[str, list[str]] = {}
     for node_id, source_ids in sources.items():
         for source_id in source_ids:
@@ -112,18 +113,6 @@ def _check_chains(graph: Mapping[str, Any], bounds: GraphBounds, field: str) -> 
         deepest_id = max(depths, key=depths.__getitem__)
         node = deepest_id[:_MAX_SHOWN_ID]
         bounds.check("depth", depths[deepest_id], field, node=node)
-
-
-def _list_sources(graph: Mapping[str, Any], node: Any) -> set[str]:
-    """Return the ids of the graph's nodes to which the inputs of a node are linked."""
-    inputs = node.get("inputs") if isinstance(node, Mapping) else None
-    if not isinstance(inputs, Mapping):
-        return set()
-    return {value[0] for value in inputs.values() if _is_link(value) and value[0] in graph}
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _find_circle(sources: Mapping[str, set[str]], blocked_ids: set[str]) -> list[str]:

@@ -29,6 +29,7 @@ class PendingRender:
         models: sizes in bytes of the model files that the render loads, by file name.
         shape: digest of the graph's members that determine the duration (`compute_shape`).
         tenant: anonymous id of the tenant whose process must render it, or "" if any process may.
+        signatures: signatures of the graph's nodes (`compute_signatures`).
         family: name of the largest model file, or "" without models; with a tenant, the result of
             `make_tenant_family`. A renderer executes renders of the same family without loading
             models or a restart in between.
@@ -44,6 +45,7 @@ class PendingRender:
     models: Mapping[str, int] = field(default_factory=dict)
     shape: str = ""
     tenant: str = ""
+    signatures: frozenset[int] = field(default=frozenset(), repr=False)
     family: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class RendererSlot:
             bound to none.
         bound_since: time at which the process was bound to the tenant.
         restart_seconds: estimated seconds to restart the process for the render ``latest``.
+        signatures: signatures of the nodes of the process's latest prompt, whose outputs it caches.
     """
 
     name: str
@@ -78,6 +81,7 @@ class RendererSlot:
     tenant: str = ""
     bound_since: float = 0.0
     restart_seconds: float = 0.0
+    signatures: frozenset[int] = frozenset()
 
     @property
     def families(self) -> set[str]:
@@ -87,6 +91,12 @@ class RendererSlot:
     def must_restart_for(self, pending_render: PendingRender) -> bool:
         """Return whether the process is bound to another tenant than the render's."""
         return bool(self.tenant) and self.tenant != pending_render.tenant
+
+    def compute_cached_share(self, pending_render: PendingRender) -> float:
+        """Return the share of the render's nodes (0 to 1) whose outputs the process caches."""
+        if not pending_render.signatures:
+            return 0.0
+        return len(self.signatures & pending_render.signatures) / len(pending_render.signatures)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

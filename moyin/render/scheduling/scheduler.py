@@ -34,17 +34,21 @@ class Lease:
         load_seconds: estimated seconds to load the render's models.
     """
 
-    def __init__(self, name: str, load_seconds: float, release: Callable[[], None]) -> None:
+    def __init__(self, name: str, load_seconds: float, release: Callable[[bool], None]) -> None:
         self.name = name
         self.load_seconds = load_seconds
         self._release = release
         self._is_held = True
 
-    def release(self) -> None:
-        """Release the renderer for the next render; a second call has no effect."""
+    def release(self, *, has_failed: bool = False) -> None:
+        """Release the renderer for the next render; a second call has no effect.
+
+        Args:
+            has_failed: True if the render was not executed to its end.
+        """
         if self._is_held:
             self._is_held = False
-            self._release()
+            self._release(has_failed)
 
 
 class RenderScheduler:
@@ -181,7 +185,7 @@ class RenderScheduler:
                 and not lease_future.cancelled()
                 and lease_future.exception() is None
             ):
-                lease_future.result().release()
+                lease_future.result().release(has_failed=True)
             raise
         finally:
             self._pending_leases.pop(id(pending_render), None)
@@ -189,8 +193,10 @@ class RenderScheduler:
             self._start_errors.drop_forecast(pending_render.id)
         try:
             yield lease
-        finally:
-            lease.release()
+        except BaseException:
+            lease.release(has_failed=True)
+            raise
+        lease.release()
 
     @property
     def measurements(self) -> RenderMeasurements:
@@ -242,10 +248,10 @@ class RenderScheduler:
     def _is_executing(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign_prompts.get(name))
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str, has_failed: bool) -> None:
         now = self._clock()
         seconds = time.monotonic() - self._leased.pop(name)
-        self._window.end_render(name, seconds)
+        self._window.end_render(name, seconds, has_failed=has_failed)
         if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
         self._assign_renders()

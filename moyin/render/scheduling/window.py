@@ -13,7 +13,8 @@
    arrival.
 
 A render waits for a renderer that has its models loaded, even if another renderer is free, because
-nothing reduces the throughput of a farm more than loading models.
+nothing reduces the throughput of a farm more than loading models. It does not wait for the renderer
+that caches the outputs of its nodes, but goes there if that one is free.
 
 Where each process serves one tenant, a change of the tenant counts as loading models: it takes the
 measured time of a restart and drops the loaded models. A process that has served nobody needs no
@@ -241,6 +242,7 @@ class Window:
         self._fair_share.charge(pending_render.owner, self._owners)
         del self._free[slot.name]
         slot.began, slot.latest = now, pending_render
+        slot.signatures = pending_render.signatures
         slot.load_seconds = self._rules.estimate_load_seconds(pending_render, slot)
         must_restart = slot.must_restart_for(pending_render)
         slot.restart_seconds = self.restart_seconds if must_restart else 0.0
@@ -255,12 +257,15 @@ class Window:
                 slot.tenant, slot.bound_since = pending_render.tenant, now
             self._count_renderer(slot)
 
-    def end_render(self, name: str, seconds: float) -> None:
+    def end_render(self, name: str, seconds: float, *, has_failed: bool = False) -> None:
         """Record how many seconds the latest render took; `mark_free` makes the renderer free."""
         self.record_render_seconds(seconds)
         slot = self._slots.get(name)
         if slot is not None:
             slot.latest = None
+            if has_failed:
+                # Otherwise a retry would prefer the process that failed.
+                slot.signatures = frozenset()
 
     def record_render_seconds(self, seconds: float) -> None:
         """Update the mean duration of all renders by a new duration."""
@@ -348,7 +353,7 @@ class Window:
         ]
 
     def _copy_for_forecast(self, now: float) -> Window:
-        window_copy = Window(self._rules, self._fair_share.copy())
+        window_copy = Window(self._rules, self._fair_share.copy(), self.measurements)
         window_copy.mean_seconds = self.mean_seconds
         window_copy.restart_seconds = self.restart_seconds
         for slot in self._slots.values():
@@ -479,21 +484,29 @@ class Window:
     def _find_cheapest_slot(
         self, pending_render: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer that can load the render's models fastest.
+        """Return the renderer that can end the render first.
 
-        Among equally fast renderers, one of the tenant's is chosen, then the one whose loaded models
-        are needed least.
+        It need not load the render's models, or caches the outputs of many of its nodes. Among
+        equally fast renderers, one of the tenant's is chosen, then the one whose loaded models are
+        needed least.
         """
+        render_seconds = self._estimate_render_seconds(pending_render)
         return min(
             slots,
             key=lambda slot: (
-                self._estimate_switch_seconds(pending_render, slot),
+                self._estimate_switch_seconds(pending_render, slot)
+                - render_seconds * slot.compute_cached_share(pending_render),
                 slot.tenant != pending_render.tenant,
                 self._estimate_delay(slot.family),
                 -self._renderer_counts[slot.family],
                 slot.free_since,
             ),
         )
+
+    def _estimate_render_seconds(self, pending_render: PendingRender) -> float:
+        """Return the expected seconds of the render if its models are loaded."""
+        duration = self.measurements.estimate_duration(pending_render.shape)
+        return self.mean_seconds if duration is None else duration.mean
 
     def _estimate_switch_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
         """Return the seconds for loading the render's models and, if necessary, for a restart."""

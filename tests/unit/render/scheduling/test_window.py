@@ -25,6 +25,7 @@ def make_render(
     entered: float = 0.0,
     deadline: float | None = None,
     tenant: str = "",
+    signatures: Sequence[int] = (),
 ) -> PendingRender:
     return PendingRender(
         id=name,
@@ -35,6 +36,7 @@ def make_render(
         deadline=deadline,
         models={model: GB} if model else {},
         tenant=tenant,
+        signatures=frozenset(signatures),
     )
 
 
@@ -338,3 +340,59 @@ def test_two_tenants_with_many_renders_change_a_process_rarely_and_neither_starv
     assert window.tenant_change_count <= 10
     first_of_each = [next(at for at, owner in begun if owner == name) for name in ("ann", "bob")]
     assert max(first_of_each) <= 4 * 5.0 + 2.0
+
+
+def _run(render_window: Window, render: PendingRender, now: float, *, fails: bool = False) -> str:
+    """Run a render for one second on the renderer that the window chooses; return its name."""
+    render_window.add(render)
+    assignment = render_window.choose_assignment(now)
+    assert assignment is not None and assignment.pending is render
+    render_window.begin_render(assignment, now)
+    render_window.end_render(assignment.slot.name, 1.0, has_failed=fails)
+    render_window.mark_free(assignment.slot.name, now + 1.0)
+    return assignment.slot.name
+
+
+def test_a_changed_graph_goes_to_the_renderer_that_has_the_results_of_its_nodes() -> None:
+    render_window = make_window(["", "", ""], [])
+    names = [
+        _run(render_window, make_render(f"{owner}{number}", owner=owner, signatures=nodes), now)
+        for now, (number, owner, nodes) in enumerate(
+            (number, owner, [offset + 1, offset + 2, offset + 3 + number])
+            for number in range(5)
+            for owner, offset in (("ann", 0), ("bob", 100))
+        )
+    ]
+    assert names == ["0", "1"] * 5
+
+
+def test_renders_without_results_go_to_the_renderer_that_was_idle_the_longest() -> None:
+    render_window = make_window(["", ""], [])
+    names = [_run(render_window, make_render(str(n), signatures=[n]), n) for n in range(4)]
+    assert names == ["0", "1", "0", "1"]
+
+
+def test_a_busy_renderer_with_results_is_not_waited_for() -> None:
+    render_window = make_window(["", ""], [make_render("1", signatures=[1, 2])])
+    first = render_window.choose_assignment(0.0)
+    assert first is not None
+    render_window.begin_render(first, 0.0)
+    render_window.add(make_render("2", signatures=[1, 3]))
+    second = render_window.choose_assignment(0.1)
+    assert second is not None and second.slot.name != first.slot.name
+
+
+def test_results_do_not_outweigh_models_that_take_longer_to_load() -> None:
+    render_window = make_window(["a", "b"], [])
+    render_window.mean_seconds = 0.5
+    assert _run(render_window, make_render("1", "a", signatures=[1, 2]), 1.0) == "0"
+    assert _run(render_window, make_render("2", "b", signatures=[1, 3]), 3.0) == "1"
+
+
+def test_the_results_of_a_failed_render_or_a_new_process_are_not_counted_on() -> None:
+    render_window = make_window(["", ""], [])
+    assert _run(render_window, make_render("1", signatures=[1]), 0.0, fails=True) == "0"
+    assert _run(render_window, make_render("2", signatures=[1]), 2.0) == "1", "a retry"
+    render_window.remove_renderer("1")
+    render_window.add_renderer("1", (), 4.0)
+    assert _run(render_window, make_render("3", signatures=[1]), 5.0) == "0"
