@@ -1,9 +1,8 @@
 """Measures how much of a graph is executed again when artists edit its last nodes.
 
 ``python -m benchmarks.edits`` starts a stack with several ComfyUIs. Each artist, a tenant of its
-own, renders one graph, then edits its last node but one, as soon as the render before has ended and
-the artist has looked at it for a second. A part of the edits changes nothing that a process caches,
-namely those of one artist, who changes the first node each time.
+own, renders a graph, looks at the picture for about a second, changes the last node but one and
+renders again. One artist changes the first node instead, so that nothing in a cache fits.
 """
 
 from __future__ import annotations
@@ -109,7 +108,11 @@ async def _render(session: aiohttp.ClientSession, graph: dict[str, Any]) -> Edit
 
 
 async def measure(farm: Farm, artists: int, edits: int) -> dict[str, Any]:
-    """Return the share of nodes that were executed, and the times of the renders."""
+    """Return the share of nodes that were executed, and the times of the renders.
+
+    Args:
+        artists: the number of artists, at least 2; the last one changes the first node.
+    """
     keys = [create_key(farm, f"artist-{number}") for number in range(artists)]
     sessions = [aiohttp.ClientSession(farm.url, headers=authorize(key)) for key in keys]
     try:

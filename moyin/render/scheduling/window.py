@@ -484,18 +484,16 @@ class Window:
     def _find_cheapest_slot(
         self, pending_render: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer that can end the render first.
+        """Return the renderer that needs the least time for the render.
 
-        It need not load the render's models, or caches the outputs of many of its nodes. Among
-        equally fast renderers, one of the tenant's is chosen, then the one whose loaded models are
-        needed least.
+        Loading its models adds time, and cached outputs of its nodes save time. Among equally fast
+        renderers, one of the tenant's is chosen, then the one whose loaded models are needed least.
         """
-        render_seconds = self._estimate_render_seconds(pending_render)
         return min(
             slots,
             key=lambda slot: (
                 self._estimate_switch_seconds(pending_render, slot)
-                - render_seconds * slot.compute_cached_share(pending_render),
+                - self._estimate_saved_seconds(pending_render, slot),
                 slot.tenant != pending_render.tenant,
                 self._estimate_delay(slot.family),
                 -self._renderer_counts[slot.family],
@@ -503,10 +501,13 @@ class Window:
             ),
         )
 
-    def _estimate_render_seconds(self, pending_render: PendingRender) -> float:
-        """Return the expected seconds of the render if its models are loaded."""
+    def _estimate_saved_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
+        """Return the seconds that the outputs in the renderer's cache save; all nodes count alike."""
+        cached_share = slot.compute_cached_share(pending_render)
+        if not cached_share:
+            return 0.0
         duration = self.measurements.estimate_duration(pending_render.shape)
-        return self.mean_seconds if duration is None else duration.mean
+        return cached_share * (self.mean_seconds if duration is None else duration.mean)
 
     def _estimate_switch_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
         """Return the seconds for loading the render's models and, if necessary, for a restart."""

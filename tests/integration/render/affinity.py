@@ -1,4 +1,4 @@
-"""Checks that a pool loads models less often than if it ran the jobs in order of arrival."""
+"""Checks that a pool uses again what its ComfyUIs have loaded and computed."""
 
 from __future__ import annotations
 
@@ -97,11 +97,29 @@ async def check_models_stay_loaded(
     assert set(owner_order[: len(owner_order) // 2]) == set(owners), "everybody in the first half"
 
 
+async def check_edits_execute_only_what_changed(farm: RenderFarm) -> None:
+    """Check that edits of one owner's graph use the results of the render before.
+
+    Two actors are idle, and the one that has been idle longest has none of the results.
+    """
+    graph = build_sleepy_graph(0.5)
+    for number in range(5):
+        graph["2"]["inputs"]["filename_prefix"] = f"edit-{number}"
+        messages = await _read_messages(farm, await farm.submit_job(graph, owner="eve"))
+        cached_nodes = messages["execution_cached"]["nodes"]
+        assert sorted(cached_nodes) == (["1", "3"] if number else []), number
+
+
 async def _read_start(farm: RenderFarm, job_id: str) -> int:
     """Return when ComfyUI began the job, in ms."""
-    output = from_json(await farm.blobs.get((await farm.wait_for_result(job_id)).output))
-    started_at: int = dict(output["record"]["messages"])["execution_start"]["timestamp"]
+    started_at: int = (await _read_messages(farm, job_id))["execution_start"]["timestamp"]
     return started_at
+
+
+async def _read_messages(farm: RenderFarm, job_id: str) -> dict[str, Any]:
+    """Wait for the job's result, and return the messages in ComfyUI's history by their types."""
+    output = from_json(await farm.blobs.get((await farm.wait_for_result(job_id)).output))
+    return dict(output["record"]["messages"])
 
 
 async def _find_processes(pool: Any, job_ids: Sequence[str]) -> dict[str, tuple[str, int]]:

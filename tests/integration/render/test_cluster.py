@@ -25,6 +25,7 @@ from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPathFilter
 from tests.integration.render.affinity import (
+    check_edits_execute_only_what_changed,
     check_models_stay_loaded,
     write_large_models,
 )
@@ -134,6 +135,7 @@ async def test_pool_on_one_node_passes_all_scenarios(
         await _check_new_replica_adopts_running_prompt(farm, pool, actor, record_measurement)
         pool = await _change_configuration_under_load(farm, pool, record_measurement)
         await check_models_stay_loaded(farm, pool, record_measurement)
+        await check_edits_execute_only_what_changed(farm)
         await _check_poisoned_job_fails(farm)
         await _check_idle_actors_end_and_return(farm, pool, record_measurement)
     await eventually(lambda: list_comfyui_pids(tmp_path) == [])

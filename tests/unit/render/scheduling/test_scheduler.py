@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import pytest
 
@@ -9,8 +10,12 @@ from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import Lease, RenderScheduler
 
 
-def make_render(name: str, priority: int = 3, arrived: float = 0) -> PendingRender:
-    return PendingRender(id=name, priority=priority, arrived=arrived)
+def make_render(
+    name: str, priority: int = 3, arrived: float = 0, signatures: Collection[int] = ()
+) -> PendingRender:
+    return PendingRender(
+        id=name, priority=priority, arrived=arrived, signatures=frozenset(signatures)
+    )
 
 
 class Harness:
@@ -90,6 +95,27 @@ async def test_renderer_that_was_free_longest_comes_first(harness: Harness) -> N
         assert harness.assignments[-1] == (str(number), expected_renderer)
         harness.finish(str(number))
         await task
+
+
+@pytest.mark.parametrize(("fails", "next_renderer"), [(False, "a"), (True, "b")])
+async def test_only_a_render_that_did_not_fail_leaves_cached_results(
+    harness: Harness, fails: bool, next_renderer: str
+) -> None:
+    harness.scheduler.add_renderer("a")
+    harness.scheduler.add_renderer("b")
+    first_task = harness.start(make_render("1", signatures=[1, 2]))
+    await run_pending_tasks()
+    if fails:
+        first_task.cancel()
+        await asyncio.gather(first_task, return_exceptions=True)
+    else:
+        harness.finish("1")
+        await first_task
+    second_task = harness.start(make_render("2", signatures=[1, 3]))
+    await run_pending_tasks()
+    assert harness.assignments == [("1", "a"), ("2", next_renderer)]
+    harness.finish("2")
+    await second_task
 
 
 async def test_busy_and_removed_renderers_get_no_render(harness: Harness) -> None:
